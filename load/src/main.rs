@@ -1,0 +1,2 @@
+//! `tidegate-load`: the load generator.
+fn main() {}
