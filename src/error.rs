@@ -1,0 +1,182 @@
+//! What can go wrong with a request, told once: what, on whose side, and whether the same request
+//! may safely be sent again.
+//!
+//! A client that leaves is an outcome, not a failure. Every failure has one HTTP status and one
+//! code from a closed list; how they look on the wire is `stream::shape`'s business.
+
+use bytes::Bytes;
+
+/// A request that could not be answered as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {detail}", kind.code())]
+pub struct Failure {
+    /// What happened.
+    pub kind: Kind,
+    /// What to tell the client: the limit, the value, the remedy; never a secret.
+    pub detail: String,
+    /// The upstream's own error object (`{"error": …}` or alike), when it sent one.
+    pub upstream_error: Option<Bytes>,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureSide {
+    /// The request itself.
+    Client,
+    /// The gateway: a limit, a drain, a bug.
+    Gateway,
+    /// The upstream or the way to it.
+    Upstream,
+}
+
+/// The closed list of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Framing, Host, target or method that a gateway must refuse.
+    BadRequest,
+    /// The request head is larger than `limits::CLIENT_HEAD_BYTES`.
+    HeadTooLarge,
+    /// The request body stopped coming.
+    BodySlow,
+    /// No route has this path.
+    NoRoute,
+    /// CONNECT, TRACE and other methods that cannot pass.
+    Method,
+    /// An Upgrade request (WebSocket, realtime).
+    Upgrade,
+    /// All stream permits are taken.
+    Streams,
+    /// The gateway is shutting down.
+    Draining,
+    /// A bug of ours.
+    Internal,
+    /// The upstream's name does not resolve.
+    Dns,
+    /// No address of the upstream took the connection.
+    Connect,
+    /// Connecting took longer than the upstream's `connect`.
+    ConnectTimeout,
+    /// TLS with the upstream failed: certificate, name or protocol.
+    Tls,
+    /// The upstream broke the connection before its response head.
+    UpstreamGone,
+    /// The upstream sent bytes that are no HTTP.
+    UpstreamProtocol,
+    /// No response head or no event within `first_byte`.
+    FirstByte,
+    /// The upstream went quiet in mid-stream for longer than `idle`.
+    Idle,
+    /// The stream reached `total`.
+    Total,
+    /// One event grew beyond `max_event`.
+    EventTooLong,
+    /// The upstream ended the stream without its terminal mark, or broke it off.
+    Truncated,
+    /// A stream without a single event.
+    Empty,
+    /// The upstream's first event was an error.
+    ErrorFirst,
+    /// The upstream answered with this status after the head had been committed.
+    UpstreamStatus(u16),
+}
+
+impl Failure {
+    /// A failure with its explanation.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Failure {
+        Failure { kind, detail: detail.into(), upstream_error: None }
+    }
+
+    /// With the upstream's own error object to hand on.
+    pub fn with_upstream_error(mut self, body: Bytes) -> Failure {
+        self.upstream_error = Some(body);
+        self
+    }
+}
+
+impl Kind {
+    /// The HTTP status a client gets when the head is not committed yet.
+    pub fn status(self) -> u16 {
+        match self {
+            Kind::BadRequest => 400,
+            Kind::NoRoute => 404,
+            Kind::Method => 405,
+            Kind::BodySlow => 408,
+            Kind::HeadTooLarge => 431,
+            Kind::Upgrade => 501,
+            Kind::Internal => 500,
+            Kind::Streams | Kind::Draining => 503,
+            Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout | Kind::Total => 504,
+            Kind::Dns
+            | Kind::Connect
+            | Kind::Tls
+            | Kind::UpstreamGone
+            | Kind::UpstreamProtocol
+            | Kind::EventTooLong
+            | Kind::Truncated
+            | Kind::Empty
+            | Kind::ErrorFirst
+            | Kind::UpstreamStatus(_) => 502,
+        }
+    }
+
+    /// The `code` of the error body, a closed list.
+    pub fn code(self) -> &'static str {
+        match self {
+            Kind::BadRequest => "bad_request",
+            Kind::HeadTooLarge => "head_too_large",
+            Kind::BodySlow => "body_timeout",
+            Kind::NoRoute => "no_route",
+            Kind::Method => "method_not_allowed",
+            Kind::Upgrade => "upgrade_not_supported",
+            Kind::Streams => "streams_limit",
+            Kind::Draining => "draining",
+            Kind::Internal => "internal",
+            Kind::Dns => "upstream_dns",
+            Kind::Connect => "upstream_connect",
+            Kind::ConnectTimeout => "upstream_connect_timeout",
+            Kind::Tls => "upstream_tls",
+            Kind::UpstreamGone => "upstream_gone",
+            Kind::UpstreamProtocol => "upstream_protocol",
+            Kind::FirstByte => "upstream_first_byte_timeout",
+            Kind::Idle => "upstream_idle_timeout",
+            Kind::Total => "total_timeout",
+            Kind::EventTooLong => "event_too_long",
+            Kind::Truncated => "upstream_truncated",
+            Kind::Empty => "upstream_empty",
+            Kind::ErrorFirst => "upstream_error",
+            Kind::UpstreamStatus(_) => "upstream_status",
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn side(self) -> FailureSide {
+        match self {
+            Kind::BadRequest
+            | Kind::HeadTooLarge
+            | Kind::BodySlow
+            | Kind::NoRoute
+            | Kind::Method
+            | Kind::Upgrade => FailureSide::Client,
+            Kind::Streams | Kind::Draining | Kind::Internal | Kind::Total | Kind::EventTooLong => {
+                FailureSide::Gateway
+            }
+            Kind::Dns
+            | Kind::Connect
+            | Kind::ConnectTimeout
+            | Kind::Tls
+            | Kind::UpstreamGone
+            | Kind::UpstreamProtocol
+            | Kind::FirstByte
+            | Kind::Idle
+            | Kind::Truncated
+            | Kind::Empty
+            | Kind::ErrorFirst
+            | Kind::UpstreamStatus(_) => FailureSide::Upstream,
+        }
+    }
+
+    /// Whether the upstream certainly never saw the request, so that another attempt is safe.
+    pub fn never_sent(self) -> bool {
+        matches!(self, Kind::Dns | Kind::Connect | Kind::ConnectTimeout | Kind::Tls)
+    }
+}
