@@ -1,0 +1,112 @@
+//! `[limits]`: how much the whole process takes on, and the open-file limit's share in that.
+
+use super::fault::{Notice, NoticeKind};
+use super::read::{Reading, Section};
+use crate::limits::RESERVED_FILES;
+
+/// Bounds of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections open at once.
+    pub connections: usize,
+    /// Proxied requests in flight at once, streams or not.
+    pub streams: usize,
+    /// New proxied requests per second.
+    pub new_streams_per_second: u32,
+    /// Bounds of each client address; `None` = off.
+    pub per_ip: Option<PerIp>,
+    /// Bytes that all streams' backlogs may hold together.
+    pub memory: u64,
+}
+
+/// Bounds of one client address; at least one of them is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerIp {
+    /// Proxied requests in flight at once.
+    pub streams: Option<usize>,
+    /// New proxied requests per second.
+    pub new_per_second: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 18_000,
+            streams: 15_000,
+            new_streams_per_second: 1_000,
+            per_ip: None,
+            memory: 1 << 30,
+        }
+    }
+}
+
+impl Limits {
+    /// Lowers `connections` and `streams` to what `nofile` open files allow, keeping
+    /// [`RESERVED_FILES`] back. Never refuses: at least one of each remains. One notice for each
+    /// key that was lowered.
+    pub fn clamp_to_open_files(&mut self, nofile: u64) -> Vec<Notice> {
+        let spare = nofile.saturating_sub(RESERVED_FILES).max(1);
+        let allowed = usize::try_from(spare).unwrap_or(usize::MAX);
+        let mut notices = Vec::new();
+        for (key, value) in
+            [("limits.connections", &mut self.connections), ("limits.streams", &mut self.streams)]
+        {
+            if *value <= allowed {
+                continue;
+            }
+            notices.push(Notice {
+                kind: NoticeKind::Clamped,
+                key: key.to_owned(),
+                line: None,
+                text: format!(
+                    "{value} wanted, {allowed} given: {nofile} files may be open, \
+                     {RESERVED_FILES} of them are kept in reserve; raise LimitNOFILE= \
+                     (or `ulimit -n`), or lower the key"
+                ),
+            });
+            *value = allowed;
+        }
+        notices
+    }
+}
+
+const MANY: u64 = 10_000_000;
+const PER_SECOND: u64 = 10_000_000;
+
+pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
+    let d = Limits::default();
+    let s = r.section(root, "limits");
+    let limits = Limits {
+        connections: r.number(&s, "connections", 1..=MANY, d.connections),
+        streams: r.number(&s, "streams", 1..=MANY, d.streams),
+        new_streams_per_second: r.number(
+            &s,
+            "new_streams_per_second",
+            1..=PER_SECOND,
+            d.new_streams_per_second,
+        ),
+        per_ip: read_per_ip(r, &s),
+        memory: r.size(&s, "memory", 1 << 20..=16 << 40, d.memory),
+    };
+    for name in ["new_streams_per_second", "per_ip", "memory"] {
+        r.not_yet(&s, name, "is checked but has no effect yet");
+    }
+    limits
+}
+
+fn read_per_ip(r: &mut Reading<'_>, limits: &Section<'_>) -> Option<PerIp> {
+    let s = r.section(limits, "per_ip");
+    if !s.present() {
+        return None;
+    }
+    let set = |r: &Reading<'_>, name: &str| r.field(&s, name).is_some();
+    let (streams, rate) = (set(r, "streams"), set(r, "new_per_second"));
+    if !streams && !rate {
+        r.fault(&s.place, "limits nothing; write streams = 100, new_per_second = 20, or both");
+    }
+    let per_ip = PerIp {
+        streams: streams.then(|| r.number(&s, "streams", 1..=MANY, 1)),
+        new_per_second: rate.then(|| r.number(&s, "new_per_second", 1..=PER_SECOND, 1)),
+    };
+    Some(per_ip)
+}

@@ -1,0 +1,310 @@
+//! `[[route]]`: which paths go to which upstream, and how their streams are treated.
+//!
+//! Paths are those of the `matchit` router; the same router judges them here, so that what loads
+//! also routes. Refuses patterns of other routers (`/v1/*`, `/:id`), which it would take literally.
+
+use matchit::{InsertError, Router};
+
+use super::nearest::nearest;
+use super::read::{Place, Reading, Section};
+use super::units::quoted;
+use super::upstream::Upstream;
+use super::url::{Url, check_path};
+
+/// One path pattern and its upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// `matchit` pattern, such as `/v1/{*rest}`.
+    pub path: String,
+    /// The pattern up to its first segment with a parameter, without a trailing slash: `/v1` for
+    /// `/v1/{*rest}`, empty for `/{*rest}`, everything if there is no parameter. An upstream's
+    /// base path replaces it.
+    pub literal_prefix: String,
+    /// Index into the configuration's upstreams.
+    pub upstream: usize,
+    /// Whose API the route speaks.
+    pub family: Family,
+    /// How heartbeats are written.
+    pub heartbeat_style: HeartbeatStyle,
+    /// True if streams survive their client and can be taken up again.
+    pub resume: bool,
+}
+
+/// Whose API a route speaks: what marks the end of a stream, and how errors look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Known by the request's path.
+    Auto,
+    /// OpenAI chat completions and their many imitators: `data: [DONE]`.
+    OpenAi,
+    /// OpenAI Responses: `response.completed`, `response.failed`, `response.incomplete`.
+    Responses,
+    /// Anthropic Messages: `message_stop`.
+    Anthropic,
+    /// Any event stream; its end completes it.
+    Plain,
+}
+
+impl Family {
+    const ALL: [(&'static str, Family); 5] = [
+        ("auto", Family::Auto),
+        ("openai", Family::OpenAi),
+        ("responses", Family::Responses),
+        ("anthropic", Family::Anthropic),
+        ("plain", Family::Plain),
+    ];
+
+    /// The name as the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Family::Auto => "auto",
+            Family::OpenAi => "openai",
+            Family::Responses => "responses",
+            Family::Anthropic => "anthropic",
+            Family::Plain => "plain",
+        }
+    }
+}
+
+/// How a heartbeat is written between two events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeartbeatStyle {
+    /// The bare line `: ping\n`, which every client tried accepts.
+    Comment,
+    /// `: ping\n\n`, for readers that want whole frames.
+    CommentFrame,
+    /// `event: ping` with `data: {"type":"ping"}`, as Anthropic sends it.
+    Anthropic,
+    /// None.
+    Off,
+}
+
+impl HeartbeatStyle {
+    const ALL: [(&'static str, HeartbeatStyle); 4] = [
+        ("comment", HeartbeatStyle::Comment),
+        ("comment-frame", HeartbeatStyle::CommentFrame),
+        ("anthropic", HeartbeatStyle::Anthropic),
+        ("off", HeartbeatStyle::Off),
+    ];
+
+    /// The name as the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HeartbeatStyle::Comment => "comment",
+            HeartbeatStyle::CommentFrame => "comment-frame",
+            HeartbeatStyle::Anthropic => "anthropic",
+            HeartbeatStyle::Off => "off",
+        }
+    }
+}
+
+const ROUTES: usize = 1024;
+const DEFAULT_PATH: &str = "/v1/{*rest}";
+
+impl Route {
+    /// A route to an upstream, everything else at its default. `path` must be a pattern that the
+    /// router accepts; it is not checked here.
+    pub fn new(path: impl Into<String>, upstream: usize) -> Self {
+        let path = path.into();
+        Route {
+            literal_prefix: literal_prefix(&path),
+            path,
+            upstream,
+            family: Family::Auto,
+            heartbeat_style: HeartbeatStyle::Comment,
+            resume: false,
+        }
+    }
+}
+
+/// The routes of `serve --upstream URL`: those of OpenAI, and those under the URL's own base path,
+/// so that a client may be pointed at either.
+pub(super) fn for_url(url: &Url) -> Vec<Route> {
+    let mut routes = vec![Route::new(DEFAULT_PATH, 0)];
+    if let Some(base_path) = url.base_path.as_deref()
+        && base_path != routes[0].literal_prefix
+    {
+        routes.push(Route::new(format!("{base_path}/{{*rest}}"), 0));
+    }
+    routes
+}
+
+pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>, upstreams: &[Upstream]) -> Vec<Route> {
+    let sections = r.sections(root, "route");
+    if r.lacks(root, "route") {
+        if upstreams.len() > 1 {
+            let nowhere = r.place("route");
+            r.fault(&nowhere, "there is none; with several upstreams, write a [[route]] for each");
+        }
+        return vec![Route::new(DEFAULT_PATH, 0)];
+    }
+    if sections.len() > ROUTES {
+        let place = r.place("route");
+        r.fault(&place, format!("there are more than {ROUTES}"));
+    }
+    let mut router = Router::new();
+    let mut routes = Vec::new();
+    for section in sections.iter().take(ROUTES) {
+        let route = read_one(r, section, upstreams, &mut router, routes.len());
+        routes.push(route);
+    }
+    routes
+}
+
+fn read_one(
+    r: &mut Reading<'_>,
+    s: &Section<'_>,
+    upstreams: &[Upstream],
+    router: &mut Router<usize>,
+    n: usize,
+) -> Route {
+    let (place, path) = match r.text(s, "path") {
+        Some((place, path)) => (place, path),
+        None => (s.place.clone(), DEFAULT_PATH),
+    };
+    match check_pattern(path) {
+        Ok(()) => insert(r, &place, path, router, n),
+        Err(reason) => r.fault(&place, format!("{} {reason}", quoted(path))),
+    }
+    let mut route = Route::new(path, read_upstream(r, s, upstreams));
+    route.family = r.choice(s, "family", &Family::ALL, route.family);
+    route.heartbeat_style =
+        r.choice(s, "heartbeat_style", &HeartbeatStyle::ALL, route.heartbeat_style);
+    route.resume = r.flag(s, "resume", route.resume);
+
+    if matches!(route.family, Family::Responses | Family::Anthropic) {
+        r.not_yet(s, "family", "is kept, but this family is not fully served yet");
+    }
+    if route.resume {
+        r.not_yet(s, "resume", "has no effect yet: streams end with their client");
+    }
+    if route.heartbeat_style == HeartbeatStyle::Anthropic
+        && matches!(route.family, Family::OpenAi | Family::Responses)
+    {
+        r.fault(
+            &s.place.below("heartbeat_style"),
+            "\"anthropic\" heartbeats break OpenAI clients, which take them for chunks; \
+             write \"comment\"",
+        );
+    }
+    route
+}
+
+fn read_upstream(r: &mut Reading<'_>, s: &Section<'_>, upstreams: &[Upstream]) -> usize {
+    let Some((place, wanted)) = r.text(s, "upstream") else {
+        if upstreams.len() > 1 && r.field(s, "upstream").is_none() {
+            let text = "is missing; with several upstreams, name one";
+            r.fault(&s.place.below("upstream"), text);
+        }
+        return 0;
+    };
+    let names = || upstreams.iter().map(|upstream| upstream.name.as_str());
+    if let Some(n) = names().position(|name| name == wanted) {
+        return n;
+    }
+    // Without any upstream that is the one fault to report.
+    if !upstreams.is_empty() {
+        let hint = match nearest(wanted, names()) {
+            Some(near) => format!("did you mean {}?", quoted(near)),
+            None => format!("there is {}", names().map(quoted).collect::<Vec<_>>().join(", ")),
+        };
+        r.fault(&place, format!("no upstream is named {}; {hint}", quoted(wanted)));
+    }
+    0
+}
+
+fn insert(r: &mut Reading<'_>, place: &Place, path: &str, router: &mut Router<usize>, n: usize) {
+    let Err(error) = router.insert(path, n) else { return };
+    let reason = match error {
+        InsertError::Conflict { with } if with == path => {
+            "is the path of an earlier route; remove one".to_owned()
+        }
+        InsertError::Conflict { with } => {
+            format!("conflicts with the earlier route {}: both match the same paths", quoted(&with))
+        }
+        InsertError::InvalidParamSegment => {
+            "has two parameters in one segment; only one is possible".to_owned()
+        }
+        InsertError::InvalidCatchAll => {
+            "has a catch-all before its end; {*rest} must be the last, whole segment".to_owned()
+        }
+        _ => "has an invalid parameter; write {name}, or {*rest} at the end".to_owned(),
+    };
+    r.fault(place, format!("{} {reason}", quoted(path)));
+}
+
+/// What the router would take without complaint, but which cannot be meant. The router must see
+/// ASCII only: it cuts paths between bytes, and panics in its conflict message otherwise.
+fn check_pattern(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err("must start with a slash".to_owned());
+    }
+    if path.len() > 512 {
+        return Err("is longer than 512 bytes".to_owned());
+    }
+    if path.contains("{{") || path.contains("}}") {
+        return Err("holds doubled braces, which no request path can match".to_owned());
+    }
+    let name = |c: char| c.is_ascii_alphanumeric() || "_-*".contains(c);
+    let mut literal = String::with_capacity(path.len());
+    let mut inside = false;
+    for c in path.chars() {
+        match c {
+            '{' => inside = true,
+            '}' if inside => {
+                inside = false;
+                literal.push('_');
+            }
+            c if !inside => literal.push(c),
+            c if name(c) => {}
+            _ => return Err("has a parameter whose name is not letters, digits and _".to_owned()),
+        }
+    }
+    check_path(&literal)?;
+    for segment in literal.split('/') {
+        if segment.contains('*') || segment.starts_with(':') {
+            return Err("has a pattern of another router; write {name} for one segment, \
+                        {*rest} for the rest of the path"
+                .to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn literal_prefix(path: &str) -> String {
+    let literal = match path.find('{') {
+        Some(brace) => &path[..path[..brace].rfind('/').unwrap_or(0)],
+        None => path,
+    };
+    literal.strip_suffix('/').unwrap_or(literal).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literal_prefixes() {
+        for (path, prefix) in [
+            ("/v1/{*rest}", "/v1"),
+            ("/{*rest}", ""),
+            ("/", ""),
+            ("/v1/", "/v1"),
+            ("/v1/chat/completions", "/v1/chat/completions"),
+            ("/v1/models/{id}/x", "/v1/models"),
+            ("/v1/model-{id}/x", "/v1"),
+        ] {
+            assert_eq!(literal_prefix(path), prefix, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_configuration() {
+        for (name, family) in Family::ALL {
+            assert_eq!(family.as_str(), name);
+        }
+        for (name, style) in HeartbeatStyle::ALL {
+            assert_eq!(style.as_str(), name);
+        }
+    }
+}
