@@ -1,5 +1,20 @@
 //! Tidegate: a streaming gateway for LLM APIs.
 //!
 //! The floors, from the ground up; a floor uses only those below it (`tests/tidy.rs` checks it):
-//! `clock limits error` · [`config`] · [`wire`] · [`telemetry`] · [`upstream`] · [`stream`] ·
-//! [`gateway`] · [`server`] · `main cli`. [`sim`] is the simulated upstream and uses none of them.
+//! [`clock`] [`limits`] [`error`] [`permit`] · [`config`] · [`wire`] · [`telemetry`] ·
+//! [`upstream`] · [`stream`] · [`gateway`] · [`server`] · [`cli`]. [`sim`], the simulated
+//! upstream, stands apart and shares no code with them.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod gateway;
+pub mod limits;
+pub mod permit;
+pub mod server;
+pub mod sim;
+pub mod stream;
+pub mod telemetry;
+pub mod upstream;
+pub mod wire;

@@ -48,6 +48,30 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const NOTSENT_LOWAT: u32 = 16 * 1024;
 /// Open files kept back from the connection limit for listeners, the admin side and logs.
 pub const RESERVED_FILES: u64 = 256;
+/// Unacknowledged data or probes on any socket give it up after this (TCP_USER_TIMEOUT).
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections dialled at once towards one HTTP/2 endpoint by one worker.
+pub const DIALS_AT_ONCE: usize = 16;
+/// Attempts to find a live pooled connection before a request fails; each lost one had closed
+/// before a byte of the request was written.
+pub const POOL_ATTEMPTS: usize = 4;
+/// An upstream connection must become ready for reuse within this after a response, or is dropped.
+pub const REUSE_WAIT: Duration = Duration::from_secs(1);
+/// After the drain deadline: time for error events to reach clients before the process ends.
+pub const CUT_WAIT: Duration = Duration::from_secs(5);
+/// After an unclean end the gateway reads on and discards for so long, so that unread bytes of the
+/// client do not turn the FIN into a reset that takes our last bytes with it.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// How much is read and discarded then, bytes.
+pub const CLOSE_BYTES: usize = 256 * 1024;
+/// Receive window of one client HTTP/2 stream, bytes: what of a request body is under way.
+pub const CLIENT_STREAM_WINDOW: u32 = 64 * 1024;
+/// Receive window of one client HTTP/2 connection, bytes.
+pub const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Connections the admin listener serves at once.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// An admin connection is closed after this.
+pub const ADMIN_CONNECTION_LIFE: Duration = Duration::from_secs(300);
 /// Longest request id taken over from a client, visible ASCII characters.
 pub const REQUEST_ID: usize = 128;
 

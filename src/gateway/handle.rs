@@ -1,0 +1,307 @@
+//! A request's way, on one screen: check → route → identify → admit → send → commit → relay.
+//!
+//! Invariant: exactly one answer per request, and the permit travels inside it.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+
+use crate::config::Family;
+use crate::error::{Failure, Kind};
+use crate::gateway::route::Route;
+use crate::gateway::{Gateway, admit, auth, check, reply};
+use crate::limits;
+use crate::stream::body::ClientBody;
+use crate::stream::control::Control;
+use crate::stream::core::{Stream, reason_of};
+use crate::stream::life::{Birth, Life};
+use crate::stream::source::Source;
+use crate::telemetry::cells::{Reason, Rejection, StatusClass};
+use crate::telemetry::trace;
+use crate::upstream::download::Download;
+use crate::upstream::send::{Answer, Outgoing, send};
+use crate::upstream::upload::{Upload, UploadState};
+use crate::wire::head;
+use crate::wire::sse;
+use crate::wire::wheel::Tick;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+type Sending = Pin<Box<dyn Future<Output = Result<Answer, Failure>>>>;
+
+/// Answers one request.
+pub async fn handle(
+    gateway: Rc<Gateway>,
+    control: Rc<Control>,
+    request: Request<Incoming>,
+) -> Response<ClientBody> {
+    let id = request_id(request.headers());
+    let path = request.uri().path();
+    let route = gateway.routes.find(path).ok().map(|route| route.index);
+    let family = sse::family_of(path, Family::Auto);
+    let proxied = Box::pin(proxy(&gateway, &control, &id, request));
+    let mut response = match catch_panic(&control, proxied).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(failure)) => reply::refused(family, &failure),
+        Err(failure) => {
+            tracing::error!(id, "a panic while handling a request; this request only is lost");
+            reply::refused(family, &failure)
+        }
+    };
+    if let Some(route) = route {
+        let class = StatusClass::from(response.status().as_u16());
+        gateway.cells().route(route).requests(class).inc();
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(reply::REQUEST_ID, id);
+    }
+    response
+}
+
+async fn proxy(
+    gateway: &Rc<Gateway>,
+    control: &Rc<Control>,
+    id: &str,
+    request: Request<Incoming>,
+) -> Result<Response<ClientBody>, Failure> {
+    let counted = |limit: Rejection| move |f| (gateway.cells().rejections(limit).inc(), f).1;
+    check::check(&request).map_err(counted(Rejection::BadRequest))?;
+    let route = gateway.routes.find(request.uri().path()).map_err(counted(Rejection::NoRoute))?;
+    let identity = auth::identify(route, request.headers())?;
+    let permit = admit::admit(gateway, &identity)?;
+
+    let client = request.version();
+    let family = sse::family_of(request.uri().path(), route.family);
+    let (traceparent, trace_id) = trace_context(request.headers());
+    let mut life = Life::begin(Birth {
+        live: gateway.live.clone(),
+        cells: gateway.cells().clone(),
+        clock: gateway.ground.clock.clone(),
+        permit,
+        place: gateway.places[route.index].clone(),
+        id: id.to_owned(),
+        trace_id,
+        control: control.clone(),
+    });
+    if let Some(fault) = gateway.fault {
+        fault(request.headers());
+    }
+    let before_body = gateway.ground.clock.now();
+    let wheel = &gateway.ground.wheel;
+    let (mut head, body) = request.into_parts();
+    let upload = match Upload::prefetch(body, wheel).await {
+        Ok(upload) => upload,
+        Err(failure) => {
+            gateway.cells().rejections(Rejection::Body).inc();
+            return Err(failed(&mut life, family, failure));
+        }
+    };
+    let after_body = gateway.ground.clock.now();
+    let upload_state = upload.state();
+    life.uploads(upload_state.clone());
+    head.headers.insert(TRACEPARENT, traceparent);
+    if !head.headers.get(X_REQUEST_ID).is_some_and(head::request_id_ok) {
+        head.headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
+    }
+    let outgoing = Outgoing {
+        identity: may_stream(&head.headers, &upload_state),
+        method: head.method,
+        uri: head.uri,
+        literal_prefix: route.literal_prefix.clone(),
+        headers: head.headers,
+        body: upload,
+    };
+    let upstream = gateway.upstreams[route.upstream].clone();
+    let own_time = gateway.ground.clock.now().since(life.started());
+    gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
+    let sending: Sending = Box::pin(async move { send(&upstream, outgoing).await });
+
+    let exchange = Exchange { gateway, control, route, family, client };
+    match exchange.await_head(sending, &upload_state, &life).await {
+        Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
+        Ok(Head::Promised(sending)) => Ok(exchange.promise(sending, life)),
+        Err(failure) => Err(failed(&mut life, family, failure)),
+    }
+}
+
+/// What one request's last steps share.
+struct Exchange<'a> {
+    gateway: &'a Rc<Gateway>,
+    control: &'a Rc<Control>,
+    route: &'a Route,
+    family: Family,
+    client: Version,
+}
+
+/// How the wait for the upstream's head came out.
+enum Head {
+    Answered(Answer),
+    /// `commit_after` came first: the client gets its 200 now.
+    Promised(Sending),
+}
+
+impl Exchange<'_> {
+    fn commit_at(&self, life: &Life) -> Option<Tick> {
+        let started = Tick(life.started().ticks());
+        self.gateway.commit_after.map(|wait| started.after(wait))
+    }
+
+    /// Waits for the upstream's head; until `commit_after` if the body asked for a stream.
+    async fn await_head(
+        &self,
+        mut sending: Sending,
+        upload: &Rc<UploadState>,
+        life: &Life,
+    ) -> Result<Head, Failure> {
+        let ground = &self.gateway.ground;
+        let timer = ground.wheel.timer();
+        let first_byte = self.gateway.rules[self.route.index].first_byte;
+        let limit = Tick(life.started().ticks()).after(first_byte);
+        let commit_at = self.commit_at(life);
+        let answered = std::future::poll_fn(|cx| {
+            if let Poll::Ready(answered) = sending.as_mut().poll(cx) {
+                return Poll::Ready(answered.map(Some));
+            }
+            let now = ground.wheel.now();
+            if ground.cutting.get() {
+                let text = "the gateway shuts down; server.drain_deadline has passed";
+                return Poll::Ready(Err(Failure::new(Kind::Draining, text)));
+            }
+            if now >= limit {
+                let text = format!("no response head within stream.first_byte = {first_byte:?}");
+                return Poll::Ready(Err(Failure::new(Kind::FirstByte, text)));
+            }
+            // A body still on its way may yet say that it wants a stream.
+            let commit_at = commit_at.filter(|_| upload.found(|f| f.stream) == Some(true));
+            if commit_at.is_some_and(|at| now >= at) {
+                return Poll::Ready(Ok(None));
+            }
+            let due = commit_at.map_or(limit, |at| at.min(limit));
+            timer.set(due, cx.waker());
+            Poll::Pending
+        })
+        .await?;
+        Ok(answered.map_or_else(|| Head::Promised(sending), Head::Answered))
+    }
+
+    /// Passes the upstream's answer on: an event stream event by event, anything else as it is.
+    async fn relay(&self, answer: Answer, mut life: Life) -> Result<Response<ClientBody>, Failure> {
+        let Answer { head, body } = answer;
+        let request_id = head.headers.get(X_REQUEST_ID).and_then(|v| v.to_str().ok());
+        life.answered(head.status.as_u16(), request_id);
+        let commit_at = self.commit_at(&life);
+        let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
+        let rules = self.gateway.rules[self.route.index].clone();
+        if !is_tracked(&head) {
+            let stream = Stream::opaque(ground, rules, Source::Body(body), control, life);
+            let head = reply::passed_on(head);
+            return Ok(reply::streamed(head, self.client, stream, self.control));
+        }
+        let source = Source::Body(body);
+        let mut stream = Stream::events(ground, rules, self.family, source, control, life);
+        if let Err(failure) = std::future::poll_fn(|cx| stream.poll_prime(cx, commit_at)).await {
+            return Err(failed(stream.life(), self.family, failure));
+        }
+        let head = reply::event_stream_head(Some(head));
+        Ok(reply::streamed(head, self.client, stream, self.control))
+    }
+
+    /// Commits a 200 before the upstream's head is there, so that heartbeats can start.
+    fn promise(&self, sending: Sending, mut life: Life) -> Response<ClientBody> {
+        life.answered(200, None);
+        let source = Source::Awaiting(Box::pin(kept(sending)));
+        let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
+        let rules = self.gateway.rules[self.route.index].clone();
+        let stream = Stream::events(ground, rules, self.family, source, control, life);
+        reply::streamed(reply::event_stream_head(None), self.client, stream, self.control)
+    }
+}
+
+/// A promised stream: anything but an event stream is an error inside it now.
+async fn kept(sending: Sending) -> Result<Download, Failure> {
+    let Answer { head, mut body } = sending.await?;
+    if is_tracked(&head) {
+        return Ok(body);
+    }
+    let mut said = Vec::new();
+    while said.len() < limits::ERROR_BODY {
+        match std::future::poll_fn(|cx| body.poll_data(cx)).await {
+            Some(Ok(bytes)) => said.extend_from_slice(&bytes),
+            Some(Err(_)) | None => break,
+        }
+    }
+    let status = head.status.as_u16();
+    let text = format!("the upstream answered {status} without an event stream");
+    Err(Failure::new(Kind::UpstreamStatus(status), text).with_upstream_error(said.into()))
+}
+
+/// Records why a request got no stream.
+fn failed(life: &mut Life, family: Family, failure: Failure) -> Failure {
+    let status = reply::refused(family, &failure).status().as_u16();
+    life.answered(status, None);
+    life.end(reason_of(failure.kind));
+    failure
+}
+
+/// Whether an answer is a stream of events to be followed. One with a content-encoding is not.
+fn is_tracked(head: &http::response::Parts) -> bool {
+    let stream = head.status.is_success() && head::is_event_stream(&head.headers);
+    let encoding = head.headers.get(header::CONTENT_ENCODING);
+    let encoded = encoding.is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if stream && encoded {
+        tracing::warn!(?encoding, "an encoded event stream passes untracked, without heartbeats");
+    }
+    stream && !encoded
+}
+
+/// Whether the answer may be an event stream, which must come uncompressed.
+fn may_stream(headers: &HeaderMap, upload: &UploadState) -> bool {
+    let accepts = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|accept| memchr::memmem::find(accept.as_bytes(), b"text/event-stream").is_some());
+    let asked = upload.found(|found| found.stream);
+    accepts || asked == Some(true) || (asked.is_none() && !upload.received())
+}
+
+/// The client's own id if it is fit to be taken over, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let own = headers.get(X_REQUEST_ID).filter(|id| head::request_id_ok(id));
+    own.and_then(|id| id.to_str().ok()).map_or_else(trace::new_request_id, str::to_owned)
+}
+
+/// The client's trace context passed on untouched if valid, else a new one; and its trace id.
+fn trace_context(headers: &HeaderMap) -> (HeaderValue, String) {
+    let value = headers.get(TRACEPARENT).filter(|v| head::traceparent_ok(v)).cloned();
+    let value = value.unwrap_or_else(|| {
+        HeaderValue::from_str(&trace::new_traceparent()).expect("hex digits and dashes")
+    });
+    let id = value.to_str().ok().and_then(trace::trace_id).unwrap_or_default().to_owned();
+    (value, id)
+}
+
+/// Runs `request`; a panic in it becomes an `Internal` failure and is its life's end reason.
+async fn catch_panic<F: Future>(
+    control: &Control,
+    mut request: Pin<Box<F>>,
+) -> Result<F::Output, Failure> {
+    std::future::poll_fn(|cx| {
+        let step = AssertUnwindSafe(|| request.as_mut().poll(cx));
+        match std::panic::catch_unwind(step) {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => {
+                control.end(Reason::Internal);
+                let text = "the gateway failed on this request; its log has the cause";
+                Poll::Ready(Err(Failure::new(Kind::Internal, text)))
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,105 @@
+//! The heads of answers, and the answers the gateway makes itself.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, Version};
+
+use crate::config::Family;
+use crate::error::{Failure, Kind};
+use crate::stream::body::ClientBody;
+use crate::stream::control::Control;
+use crate::stream::core::Stream;
+use crate::stream::shape;
+use crate::wire::head;
+
+/// The gateway's own request id; the upstream's `x-request-id` stays what it is.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("tidegate-request-id");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// A head for an event stream: the upstream's, or a plain 200 when the client is promised one
+/// before the upstream's head is there.
+pub fn event_stream_head(upstream: Option<http::response::Parts>) -> Response<()> {
+    let mut response = match upstream {
+        Some(head) => passed_on(head),
+        None => {
+            let mut response = Response::new(());
+            let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    // Heartbeats change the length.
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// The upstream's head as it is, without what belongs to the upstream's connection.
+pub fn passed_on(upstream: http::response::Parts) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = upstream.status;
+    *response.headers_mut() = upstream.headers;
+    head::strip_hop_by_hop(response.headers_mut());
+    response
+}
+
+/// `head` with the body that `stream` gives.
+pub fn streamed(
+    head: Response<()>,
+    client: Version,
+    stream: Stream,
+    control: &Rc<Control>,
+) -> Response<ClientBody> {
+    if client == Version::HTTP_10 && !head.headers().contains_key(header::CONTENT_LENGTH) {
+        control.ends_by_close();
+    }
+    head.map(|()| ClientBody::stream(stream, control.clone()))
+}
+
+/// The answer that tells `failure`.
+pub fn refused(family: Family, failure: &Failure) -> Response<ClientBody> {
+    let own = failure.upstream_error.as_deref().and_then(shape::error_status);
+    let status = own.unwrap_or(failure.kind.status());
+    let mut response = Response::new(ClientBody::full(shape::error_body(family, failure)));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match failure.kind {
+        Kind::Streams | Kind::Draining => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from_static("1000"));
+        }
+        Kind::Method => {
+            let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+            headers.insert(header::ALLOW, allowed);
+        }
+        // The connection cannot be trusted to be at a request's beginning any more.
+        Kind::BadRequest | Kind::BodySlow => close(headers),
+        _ => {}
+    }
+    response
+}
+
+/// A refusal as raw HTTP/1.1, for a request that hyper must not see.
+pub fn refused_raw(status: u16, failure: &Failure, request_id: &str) -> Bytes {
+    let body = shape::error_body(Family::Plain, failure);
+    let reason = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason());
+    let mut raw = format!(
+        "HTTP/1.1 {status} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         {REQUEST_ID}: {request_id}\r\nconnection: close\r\n\r\n",
+        reason.unwrap_or("Refused"),
+        body.len()
+    )
+    .into_bytes();
+    raw.extend_from_slice(&body);
+    Bytes::from(raw)
+}
+
+fn close(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+}

@@ -1,0 +1,72 @@
+//! Taking connections from a listener.
+//!
+//! Invariant: the loop never ends by an error. Out of files it backs off and tries again.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::permit::Permits;
+use crate::server::worker::Floor;
+use crate::server::{connection, listen};
+use crate::telemetry::cells::Rejection;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\
+    retry-after: 1\r\nconnection: close\r\n\r\n";
+
+/// Accepts until its task is aborted.
+pub async fn serve(listener: TcpListener, index: usize, floor: Rc<Floor>, places: Arc<Permits>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a listener could not be taken over"),
+    };
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                backoff = BACKOFF_MIN;
+                take(socket, index, &floor, &places);
+            }
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, ?backoff, "accept failed; raise LimitNOFILE if it is files");
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+}
+
+fn take(socket: TcpStream, index: usize, floor: &Rc<Floor>, places: &Arc<Permits>) {
+    let Some(place) = places.take() else {
+        floor.gateway.cells().rejections(Rejection::Connections).inc();
+        if floor.tls.is_none() {
+            // A courtesy; the client may get a reset instead.
+            let _ = socket.try_write(FULL);
+        }
+        return;
+    };
+    let floor = floor.clone();
+    tokio::task::spawn_local(async move {
+        if listen::configure(&socket).is_ok() {
+            connection::serve(socket, index, floor).await;
+        }
+        drop(place);
+    });
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}

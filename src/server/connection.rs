@@ -1,0 +1,63 @@
+//! A client connection up to its first request: TLS, and which HTTP it speaks.
+//!
+//! Cleartext HTTP/2 is known by its preface (prior knowledge), TLS by ALPN; all under one
+//! deadline for the first byte, so that a silent connection is closed.
+
+use std::rc::Rc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::limits;
+use crate::server::io::{ClientIo, Socket};
+use crate::server::worker::Floor;
+use crate::server::{h1, h2};
+use crate::telemetry::cells::Proto;
+
+/// How every HTTP/2 client begins (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves `socket` until it is closed.
+pub async fn serve(socket: TcpStream, listener: usize, floor: Rc<Floor>) {
+    let ground = floor.gateway.ground.clone();
+    let opened = ground.wheel.timeout(limits::CLIENT_FIRST_BYTE, open(socket, &floor)).await;
+    let Ok(Some((socket, ahead, proto))) = opened else { return };
+    let h2 = matches!(proto, Proto::H2);
+    let io = ClientIo::new(socket, ahead, !h2, &ground.wheel, &ground.clock, &ground.cells);
+    let cells = ground.cells.connections(listener, proto);
+    cells.total.inc();
+    cells.live.add(1);
+    if h2 {
+        h2::serve(io, floor).await;
+    } else {
+        h1::serve(io, floor).await;
+    }
+    ground.cells.connections(listener, proto).live.sub(1);
+}
+
+async fn open(mut socket: TcpStream, floor: &Floor) -> Option<(Socket, Vec<u8>, Proto)> {
+    if let Some(tls) = &floor.tls {
+        let tls = tls.accept(socket).await.ok()?;
+        let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let proto = if h2 { Proto::H2 } else { Proto::H1 };
+        return Some((Socket::Tls(Box::new(tls)), Vec::new(), proto));
+    }
+    let mut ahead = Vec::with_capacity(PREFACE.len());
+    loop {
+        if (&mut socket)
+            .take((PREFACE.len() - ahead.len()) as u64)
+            .read_buf(&mut ahead)
+            .await
+            .ok()?
+            == 0
+        {
+            return None;
+        }
+        if !PREFACE.starts_with(&ahead) {
+            return Some((Socket::Plain(socket), ahead, Proto::H1));
+        }
+        if ahead.len() == PREFACE.len() {
+            return Some((Socket::Plain(socket), ahead, Proto::H2));
+        }
+    }
+}

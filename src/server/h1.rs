@@ -1,0 +1,170 @@
+//! Driving hyper's HTTP/1.1 server for one client.
+//!
+//! After each step of hyper the connection looks at what hyper does not know: a fault the guard
+//! has found, a response that wants to be cut, a client that takes nothing, an idle or half-sent
+//! head, a drain.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::{Builder, Connection};
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::TokioIo;
+
+use crate::error::{Failure, Kind};
+use crate::gateway::handle::handle;
+use crate::gateway::{Gateway, reply};
+use crate::limits;
+use crate::server::io::{ClientIo, Inbound};
+use crate::server::worker::Floor;
+use crate::stream::body::ClientBody;
+use crate::stream::control::{Control, Cut, IoState};
+use crate::telemetry::cells::Rejection;
+use crate::telemetry::trace;
+use crate::wire::guard::Fault;
+use crate::wire::wheel::{Tick, Timer};
+
+/// hyper's smallest buffer.
+const HYPER_BUFFER_MIN: usize = 8 * 1024;
+
+/// Why hyper's part is over.
+enum Verdict {
+    /// hyper ended it.
+    Done,
+    /// A response has to end uncleanly.
+    Cut(Cut),
+    /// The next request must not reach hyper.
+    Refuse(Fault),
+    /// A request head did not come to its end.
+    HeadSlow,
+    /// No request came, or the client took nothing.
+    Expired,
+}
+
+/// Serves `io` until it is closed.
+pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
+    let gateway = floor.gateway.clone();
+    let (inbound, state) = (io.inbound(), io.state());
+    let current: Rc<RefCell<Weak<Control>>> = Rc::default();
+    let service = {
+        let (gateway, current, state) = (gateway.clone(), current.clone(), state.clone());
+        service_fn(move |request: Request<Incoming>| {
+            let ground = &gateway.ground;
+            let stall = gateway.client_stall;
+            let control = Control::new(state.clone(), ground.cells.clone(), &ground.wheel, stall);
+            *current.borrow_mut() = Rc::downgrade(&control);
+            let gateway = gateway.clone();
+            async move { Ok::<_, Infallible>(handle(gateway, control, request).await) }
+        })
+    };
+    let mut hyper = Builder::new()
+        .max_buf_size(floor.backlog.max(HYPER_BUFFER_MIN))
+        .serve_connection(TokioIo::new(io), service);
+    let now = gateway.ground.wheel.now();
+    let timer = gateway.ground.wheel.timer();
+    let mut watch = Watch { gateway, inbound, state, current, timer, idle_since: now, told: false };
+    let verdict = std::future::poll_fn(|cx| watch.step(&mut hyper, cx)).await;
+    let cells = watch.gateway.cells().clone();
+    // Only now may hyper's part go: its fall settles the request it was busy with.
+    let io = match verdict {
+        Verdict::Done => return,
+        _ => hyper.into_parts().io.into_inner(),
+    };
+    match verdict {
+        Verdict::Done => {}
+        Verdict::Cut(Cut::Close) => io.close().await,
+        Verdict::Cut(Cut::Reset) => io.reset(),
+        Verdict::Expired => {}
+        Verdict::Refuse(fault) => {
+            let head = fault.status() == 431;
+            let (kind, limit) = match head {
+                true => (Kind::HeadTooLarge, Rejection::Head),
+                false => (Kind::BadRequest, Rejection::BadRequest),
+            };
+            cells.rejections(limit).inc();
+            refuse(io, fault.status(), &Failure::new(kind, fault.to_string())).await;
+        }
+        Verdict::HeadSlow => {
+            cells.rejections(Rejection::Head).inc();
+            let text = format!("the request head took over {} s", limits::CLIENT_HEAD.as_secs());
+            refuse(io, 408, &Failure::new(Kind::BodySlow, text)).await;
+        }
+    }
+}
+
+async fn refuse(mut io: ClientIo, status: u16, failure: &Failure) {
+    use tokio::io::AsyncWriteExt;
+    let raw = reply::refused_raw(status, failure, &trace::new_request_id());
+    // A client that does not take it has no right to be told.
+    if io.write_all(&raw).await.is_ok() && io.flush().await.is_ok() {
+        io.close().await;
+    }
+}
+
+struct Watch {
+    gateway: Rc<Gateway>,
+    inbound: Rc<Inbound>,
+    state: Rc<IoState>,
+    current: Rc<RefCell<Weak<Control>>>,
+    timer: Timer,
+    idle_since: Tick,
+    told: bool,
+}
+
+impl Watch {
+    fn step<S>(
+        &mut self,
+        hyper: &mut Connection<TokioIo<ClientIo>, S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Verdict>
+    where
+        S: HttpService<Incoming, ResBody = ClientBody>,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let ground = &self.gateway.ground;
+        if self.gateway.draining.get() && !self.told {
+            self.told = true;
+            Pin::new(&mut *hyper).graceful_shutdown();
+        }
+        if let Poll::Ready(ended) = Pin::new(&mut *hyper).poll(cx) {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a client's HTTP/1.1 connection ended");
+            }
+            return Poll::Ready(Verdict::Done);
+        }
+        let now = ground.wheel.now();
+        let control = self.current.borrow().upgrade();
+        if let Some(control) = control {
+            self.idle_since = now;
+            // Armed all the same: a drain wakes whoever has a timer.
+            self.timer.set(now.after(limits::CLIENT_IDLE), cx.waker());
+            return control.poll_cut(cx).map(Verdict::Cut);
+        }
+        if let Some(since) = self.state.blocked_since() {
+            let stalled = since.after(self.gateway.client_stall);
+            if now >= stalled {
+                return Poll::Ready(Verdict::Cut(Cut::Reset));
+            }
+            self.timer.set(stalled, cx.waker());
+            return Poll::Pending;
+        }
+        if let Some(fault) = self.inbound.fault() {
+            return Poll::Ready(Verdict::Refuse(fault));
+        }
+        let (due, verdict) = match self.inbound.head_since() {
+            Some(since) => (since.after(limits::CLIENT_HEAD), Verdict::HeadSlow),
+            None => (self.idle_since.after(limits::CLIENT_IDLE), Verdict::Expired),
+        };
+        if now >= due {
+            return Poll::Ready(verdict);
+        }
+        self.timer.set(due, cx.waker());
+        Poll::Pending
+    }
+}

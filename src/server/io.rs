@@ -1,0 +1,276 @@
+//! A client's socket as hyper sees it, TLS or not.
+//!
+//! Everything an HTTP/1.1 client sends passes the guard first; after a fault hyper gets nothing
+//! more. Writes and flushes are noted for the [`IoState`] by which lagging clients are known.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::clock::Clock;
+use crate::limits;
+use crate::stream::control::IoState;
+use crate::telemetry::Cells;
+use crate::wire::guard::{Expecting, Fault, Guard};
+use crate::wire::wheel::{Tick, Wheel};
+
+/// The transport under a client connection.
+pub enum Socket {
+    /// Cleartext.
+    Plain(TcpStream),
+    /// TLS after its handshake.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What the guard knows of the requests on an HTTP/1.1 connection.
+#[derive(Default)]
+pub struct Inbound {
+    fault: Cell<Option<Fault>>,
+    /// Since when a head is incomplete.
+    head_since: Cell<Option<Tick>>,
+}
+
+impl Inbound {
+    /// Why hyper gets nothing more, if so.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault.get()
+    }
+
+    /// Since when a request head is incomplete.
+    pub fn head_since(&self) -> Option<Tick> {
+        self.head_since.get()
+    }
+}
+
+/// See the module.
+pub struct ClientIo {
+    socket: Socket,
+    /// Read already, to tell HTTP/2 from HTTP/1.1.
+    ahead: Vec<u8>,
+    guard: Option<Guard>,
+    inbound: Rc<Inbound>,
+    state: Rc<IoState>,
+    wheel: Wheel,
+    clock: Clock,
+    cells: Arc<Cells>,
+}
+
+impl ClientIo {
+    /// A socket of which `ahead` was read already; HTTP/1.1 ones are guarded.
+    pub fn new(
+        socket: Socket,
+        ahead: Vec<u8>,
+        guarded: bool,
+        wheel: &Wheel,
+        clock: &Clock,
+        cells: &Arc<Cells>,
+    ) -> ClientIo {
+        ClientIo {
+            socket,
+            ahead,
+            guard: guarded.then(|| Guard::new(limits::CLIENT_HEAD_BYTES)),
+            inbound: Rc::default(),
+            state: Rc::default(),
+            wheel: wheel.clone(),
+            clock: clock.clone(),
+            cells: cells.clone(),
+        }
+    }
+
+    /// What the guard knows.
+    pub fn inbound(&self) -> Rc<Inbound> {
+        self.inbound.clone()
+    }
+
+    /// What the socket does.
+    pub fn state(&self) -> Rc<IoState> {
+        self.state.clone()
+    }
+
+    /// Lets the bytes from `passed` on through the guard; holds back what follows a fault.
+    fn inspect(&mut self, buf: &mut ReadBuf<'_>, passed: usize) {
+        let Some(guard) = self.guard.as_mut() else { return };
+        if let Err((clean, fault)) = guard.feed(&buf.filled()[passed..]) {
+            buf.set_filled(passed + clean);
+            self.inbound.fault.set(Some(fault));
+        }
+        let within_head = guard.expecting() == Expecting::Head;
+        match (within_head, self.inbound.head_since.get()) {
+            (true, None) => self.inbound.head_since.set(Some(self.wheel.now())),
+            (false, Some(_)) => self.inbound.head_since.set(None),
+            _ => {}
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match &self.socket {
+            Socket::Plain(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    fn tcp_mut(&mut self) -> &mut TcpStream {
+        match &mut self.socket {
+            Socket::Plain(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_mut().0,
+        }
+    }
+
+    /// Closes with RST.
+    pub fn reset(self) {
+        // A failure leaves the ordinary FIN.
+        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Closes with FIN, below TLS, so that a TLS client too sees that the end is not clean; reads
+    /// on for a moment so that the kernel does not make it an RST that overtakes our last bytes.
+    pub async fn close(mut self) {
+        let wheel = self.wheel.clone();
+        let tcp = self.tcp_mut();
+        if socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let _ = wheel.timeout(limits::CLOSE_WAIT, discard(tcp)).await;
+    }
+}
+
+async fn discard(tcp: &TcpStream) {
+    let mut scratch = [0; 4096];
+    let mut discarded = 0;
+    while discarded < limits::CLOSE_BYTES {
+        if tcp.readable().await.is_err() {
+            return;
+        }
+        match tcp.try_read(&mut scratch) {
+            Ok(0) => return,
+            Ok(n) => discarded += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if let Some(fault) = me.inbound.fault() {
+            return held_back(fault);
+        }
+        let passed = buf.filled().len();
+        if me.ahead.is_empty() {
+            ready!(match &mut me.socket {
+                Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+                Socket::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            })?;
+            if buf.filled().len() == passed {
+                return Poll::Ready(Ok(()));
+            }
+        } else {
+            let taken = me.ahead.len().min(buf.remaining());
+            buf.put_slice(&me.ahead[..taken]);
+            me.ahead.drain(..taken);
+            if me.ahead.is_empty() {
+                me.ahead = Vec::new();
+            }
+        }
+        me.inspect(buf, passed);
+        match me.inbound.fault() {
+            Some(fault) if buf.filled().len() == passed => held_back(fault),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// What hyper gets instead of the bytes from a fault on. A broken body fails its request, which
+/// answers 400; a head is refused by whoever drives the connection, after this step.
+fn held_back(fault: Fault) -> Poll<io::Result<()>> {
+    match fault {
+        Fault::BadChunk(_) => Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault))),
+        _ => Poll::Pending,
+    }
+}
+
+impl ClientIo {
+    fn written(&self, polled: &Poll<io::Result<usize>>) {
+        match polled {
+            Poll::Ready(Ok(_)) => {
+                if let Some(relay) = self.state.wrote(&self.clock) {
+                    self.cells.chunk_relay.observe(relay);
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.state.blocked(self.wheel.now()),
+        }
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let polled = match &mut me.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Socket::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        };
+        me.written(&polled);
+        polled
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let polled = match &mut me.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
+            Socket::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, pieces),
+        };
+        me.written(&polled);
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.socket {
+            Socket::Plain(tcp) => tcp.is_write_vectored(),
+            Socket::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let polled = match &mut me.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        };
+        match &polled {
+            Poll::Ready(Ok(())) => me.state.flushed(),
+            Poll::Ready(Err(_)) => {}
+            // TLS buffers what the socket does not take.
+            Poll::Pending => me.state.blocked(me.wheel.now()),
+        }
+        polled
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Listeners, workers and connections; the process around the gateways.
+//!
+//! [`run`] starts it all and returns when the last connection of a drain has ended: [`listen`]
+//! makes the sockets, [`worker`] is one thread with its runtime, [`accept`] and [`connection`]
+//! take a client up to the first request, [`h1`] and [`h2`] drive hyper, [`admin`] answers
+//! operators, [`systemd`] reports to the service manager.
+
+pub mod accept;
+pub mod admin;
+pub mod connection;
+pub mod h1;
+pub mod h2;
+pub mod io;
+pub mod listen;
+pub mod systemd;
+pub mod tls;
+pub mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::config::{Config, Scheme};
+use crate::gateway::{FaultHook, Shared};
+use crate::permit::Permits;
+use crate::server::worker::{Ask, Worker};
+use crate::telemetry::{Cells, Metrics, Shape};
+
+/// How far the process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Serving.
+    Serving,
+    /// Shutting down: no new connections or requests, streams go on.
+    Draining,
+    /// The drain deadline has passed: streams are being ended.
+    Cutting,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener could not be made.
+    #[error("{0}")]
+    Listen(#[from] listen::ListenError),
+    /// A certificate, key or CA file is no good.
+    #[error("{0}")]
+    Tls(std::io::Error),
+    /// The operating system refused a thread or a runtime.
+    #[error("cannot start a worker: {0}")]
+    Worker(std::io::Error),
+}
+
+/// Where a running server can be reached.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The client listeners, in the order of the configuration.
+    pub listen: Vec<SocketAddr>,
+    /// The admin listener.
+    pub admin: SocketAddr,
+}
+
+/// What the embedder, `main` or a test, decides.
+#[derive(Default)]
+pub struct Options {
+    /// Drain on SIGTERM and SIGINT.
+    pub signals: bool,
+    /// Drain when this becomes true or its sender is gone; a second change cuts at once.
+    pub stop: Option<watch::Receiver<u32>>,
+    /// See [`FaultHook`].
+    pub fault: Option<FaultHook>,
+}
+
+/// What the control thread knows of the workers.
+pub struct Fleet {
+    /// Metrics over all workers.
+    pub metrics: Metrics,
+    /// Where questions to each worker go.
+    pub asks: Vec<mpsc::Sender<Ask>>,
+    /// Tells everyone how far the process has come.
+    pub stage: watch::Sender<Stage>,
+    /// Places for client connections, shared.
+    pub connections: Arc<Permits>,
+    /// Places for proxied requests, shared.
+    pub streams: Arc<Permits>,
+    beats: Vec<Arc<AtomicBool>>,
+}
+
+impl Fleet {
+    /// Begins a drain; the second call, or one in a drain, changes nothing.
+    pub fn drain(&self) {
+        self.stage.send_if_modified(|stage| {
+            let begin = *stage == Stage::Serving;
+            if begin {
+                *stage = Stage::Draining;
+            }
+            begin
+        });
+    }
+
+    /// Whether every worker has turned since the last question.
+    pub fn alive(&self) -> bool {
+        // Every one is asked, so that none keeps an old answer.
+        let still = self.beats.iter().filter(|beat| !beat.swap(false, Ordering::Relaxed)).count();
+        still == 0
+    }
+}
+
+/// Serves until drained; calls `ready` once everything listens.
+///
+/// # Errors
+/// What kept it from starting; nothing is left running then.
+pub fn run(
+    config: Config,
+    options: Options,
+    ready: impl FnOnce(&Ready) + 'static,
+) -> Result<(), StartError> {
+    let config = Arc::new(config);
+    let shared = Shared {
+        streams: Permits::new(config.limits.streams),
+        tls: upstream_tls(&config)?,
+        fault: options.fault,
+        config: config.clone(),
+    };
+    let tls = config.server.tls.as_ref().map(tls::server_config).transpose();
+    let tls = tls.map_err(StartError::Tls)?;
+    let workers = match config.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        fixed => fixed,
+    };
+    let sockets = listen::bind(&config.server.listen, workers)?;
+    let admin = listen::bind_admin(config.admin.listen)?;
+    let addresses = Ready { listen: sockets.addresses.clone(), admin: admin.1 };
+
+    let shape = shape(&config, &addresses);
+    let cells: Vec<_> = (0..workers).map(|_| Arc::new(Cells::new(&shape))).collect();
+    let (stage, staged) = watch::channel(Stage::Serving);
+    let connections = Permits::new(config.limits.connections);
+    let mut fleet = Fleet {
+        metrics: Metrics::new(shape, cells.clone()),
+        asks: Vec::new(),
+        stage,
+        connections: connections.clone(),
+        streams: shared.streams.clone(),
+        beats: Vec::new(),
+    };
+    let mut threads = Vec::new();
+    for (index, (listeners, cells)) in sockets.per_worker.into_iter().zip(cells).enumerate() {
+        let (ask, asked) = mpsc::channel(16);
+        let beat = Arc::new(AtomicBool::new(true));
+        fleet.asks.push(ask);
+        fleet.beats.push(beat.clone());
+        let worker = Worker {
+            shared: shared.clone(),
+            tls: tls.clone(),
+            cells,
+            connections: connections.clone(),
+            stage: staged.clone(),
+            beat,
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        let thread = thread.spawn(move || worker.run(listeners, asked));
+        threads.push(thread.map_err(StartError::Worker)?);
+    }
+    drop(staged);
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(StartError::Worker)?;
+    runtime.block_on(async move {
+        let fleet = std::rc::Rc::new(fleet);
+        tokio::task::spawn_local(admin::serve(admin.0, fleet.clone()));
+        ready(&addresses);
+        systemd::ready();
+        tokio::task::spawn_local(systemd::watchdog(fleet.clone()));
+        stop_requested(&options, &fleet).await;
+        drain(&fleet, &options, config.server.drain_deadline).await;
+    });
+    // The workers end when the control thread's tasks, and with them the fleet, are gone.
+    drop(runtime);
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a worker thread had panicked");
+        }
+    }
+    Ok(())
+}
+
+fn upstream_tls(config: &Config) -> Result<Vec<Arc<rustls::ClientConfig>>, StartError> {
+    let https = config.upstreams.iter().any(|u| u.urls.iter().any(|u| u.scheme == Scheme::Https));
+    let roots = match https {
+        true => crate::upstream::tls::system_roots(),
+        false => rustls::RootCertStore::empty(),
+    };
+    let each = config.upstreams.iter();
+    each.map(|up| crate::upstream::tls::client_config(&roots, up.ca.as_deref()))
+        .collect::<Result<_, _>>()
+        .map_err(StartError::Tls)
+}
+
+/// Reads and tries the certificates, keys and CA files that `config` names, as `run` would.
+///
+/// # Errors
+/// The first that is no good, told with its path.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    upstream_tls(config)?;
+    config.server.tls.as_ref().map(tls::server_config).transpose().map_err(StartError::Tls)?;
+    Ok(())
+}
+
+fn shape(config: &Config, ready: &Ready) -> Shape {
+    Shape {
+        listeners: ready.listen.iter().map(SocketAddr::to_string).collect(),
+        upstreams: config.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+        routes: config.routes.iter().map(|r| (r.path.clone(), r.upstream)).collect(),
+    }
+}
+
+/// Waits for the first wish to stop: a signal, the embedder, or `POST /drain`.
+async fn stop_requested(options: &Options, fleet: &Fleet) {
+    let mut stage = fleet.stage.subscribe();
+    tokio::select! {
+        () = signalled(options.signals) => {}
+        () = embedder(options, 1) => {}
+        _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
+    }
+}
+
+async fn signalled(wanted: bool) {
+    use tokio::signal::unix::{SignalKind, signal};
+    if !wanted {
+        return std::future::pending().await;
+    }
+    let both = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = both else {
+        tracing::error!("cannot listen for signals");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn embedder(options: &Options, calls: u32) {
+    let Some(stop) = &options.stop else { return std::future::pending().await };
+    // A sender that is gone wants the stop as well.
+    let _ = stop.clone().wait_for(|stop| *stop >= calls).await;
+}
+
+/// Lets streams finish until the deadline or a second wish to stop, then ends the rest.
+async fn drain(fleet: &Fleet, options: &Options, deadline: Duration) {
+    systemd::stopping();
+    fleet.drain();
+    tracing::info!(streams = fleet.streams.used(), ?deadline, "draining");
+    tokio::select! {
+        () = all_gone(fleet) => return,
+        () = tokio::time::sleep(deadline) => {}
+        () = signalled(options.signals) => {}
+        () = embedder(options, 2) => {}
+    }
+    tracing::warn!(
+        streams = fleet.streams.used(),
+        "the drain deadline has passed; ending the rest"
+    );
+    fleet.stage.send_replace(Stage::Cutting);
+    let give_up = Instant::now() + crate::limits::CUT_WAIT;
+    let _ = tokio::time::timeout_at(give_up, all_gone(fleet)).await;
+}
+
+async fn all_gone(fleet: &Fleet) {
+    // Looked at, not waited for: the last connection ends on another thread, once per process.
+    let mut look = tokio::time::interval(crate::limits::TICK);
+    while fleet.connections.used() > 0 || fleet.streams.used() > 0 {
+        look.tick().await;
+    }
+}

@@ -1,0 +1,142 @@
+//! One worker: a thread with its own runtime, wheel, gateway, upstream pools and listeners.
+//!
+//! Nothing of it is shared but what [`Worker`] brings along.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::clock::Clock;
+use crate::gateway::{Gateway, Shared};
+use crate::limits;
+use crate::permit::Permits;
+use crate::server::listen::WorkerSockets;
+use crate::server::{Stage, accept};
+use crate::telemetry::Cells;
+use crate::wire::wheel::{Tick, Wheel};
+
+/// How often idle upstream connections are looked at, in ticks.
+const CLOSE_IDLE_TICKS: u32 = 50;
+
+/// A question from the control thread.
+pub enum Ask {
+    /// The live streams, one JSON object each.
+    Streams(oneshot::Sender<Vec<Value>>),
+}
+
+/// What a worker is made of.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Shared,
+    /// TLS of the client listeners.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// This worker's metrics.
+    pub cells: Arc<Cells>,
+    /// Places for client connections.
+    pub connections: Arc<Permits>,
+    /// How far the process has come.
+    pub stage: watch::Receiver<Stage>,
+    /// Set each tick, for the watchdog.
+    pub beat: Arc<AtomicBool>,
+}
+
+/// What a connection needs of its worker.
+pub struct Floor {
+    /// The way of its requests.
+    pub gateway: Rc<Gateway>,
+    /// TLS, if the listeners have it.
+    pub tls: Option<tokio_rustls::TlsAcceptor>,
+    /// Streams on one HTTP/2 connection.
+    pub h2_max_streams: u32,
+    /// Bytes hyper may hold for a client that lags.
+    pub backlog: usize,
+}
+
+impl Worker {
+    /// Serves on `sockets` until the drain is over.
+    pub fn run(self, sockets: WorkerSockets, asked: mpsc::Receiver<Ask>) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .expect("the operating system gives an epoll instance");
+        runtime.block_on(self.serve(sockets, asked));
+    }
+
+    async fn serve(self, sockets: WorkerSockets, mut asked: mpsc::Receiver<Ask>) {
+        let (clock, wheel) = (Clock::System, Wheel::new());
+        let gateway = Gateway::new(&self.shared, &clock, &wheel, &self.cells);
+        let config = &self.shared.config;
+        let floor = Rc::new(Floor {
+            gateway: gateway.clone(),
+            tls: self.tls.map(Into::into),
+            h2_max_streams: config.server.h2_max_streams,
+            backlog: config.stream.backlog,
+        });
+        wheel.advance(Tick(clock.now().ticks()));
+        let mut claims = sockets.claims;
+        let mut accepting = Vec::new();
+        for (index, listener) in sockets.listeners.into_iter().enumerate() {
+            let places = self.connections.clone();
+            let task = accept::serve(listener, index, floor.clone(), places);
+            accepting.push(tokio::task::spawn_local(task).abort_handle());
+        }
+        let mut stage = self.stage;
+        let mut turn = tokio::time::interval(limits::TICK);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut turns: u32 = 0;
+        loop {
+            tokio::select! {
+                _ = turn.tick() => {
+                    wheel.advance(Tick(clock.now().ticks()));
+                    self.beat.store(true, Ordering::Relaxed);
+                    turns = turns.wrapping_add(1);
+                    if turns.is_multiple_of(CLOSE_IDLE_TICKS) {
+                        gateway.close_idle();
+                    }
+                }
+                Some(ask) = asked.recv() => answer(ask, &gateway, &clock),
+                changed = stage.changed() => {
+                    // The control thread is gone when all is over.
+                    let Ok(()) = changed else { return };
+                    let now = *stage.borrow_and_update();
+                    for task in accepting.drain(..) {
+                        task.abort();
+                    }
+                    // The next instance may start while this one drains.
+                    claims.clear();
+                    match now {
+                        Stage::Serving => {}
+                        Stage::Draining => gateway.drain(),
+                        Stage::Cutting => { gateway.drain(); gateway.cut() }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn answer(ask: Ask, gateway: &Gateway, clock: &Clock) {
+    let Ask::Streams(to) = ask;
+    let now = clock.now();
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let mut rows = Vec::with_capacity(gateway.live.len());
+    gateway.live.for_each(|row| {
+        rows.push(json!({
+            "id": row.id,
+            "route": row.place.route,
+            "upstream": row.place.upstream,
+            "age_ms": millis(now.since(row.started)),
+            "bytes": row.bytes.get(),
+            "last_activity_ms": millis(now.since(row.active.get())),
+            "backlog": row.control.backlog(),
+        }));
+    });
+    // Whoever asked may have left.
+    let _ = to.send(rows);
+}

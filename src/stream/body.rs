@@ -1,0 +1,113 @@
+//! The sink for hyper: a stream as an HTTP body.
+//!
+//! Gives at most [`PIECE`] bytes at once, so that hyper's HTTP/2 side, which buffers a piece as
+//! soon as a byte of it may go, holds little for a client that lags.
+//!
+//! Invariant: it never fails. An unclean end is asked of the [`Control`] and then waited for.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::stream::control::Control;
+use crate::stream::core::{End, Fill, Out, Stream};
+
+/// Largest piece handed to hyper at once, bytes.
+const PIECE: usize = 16 * 1024;
+
+/// A response body towards a client.
+pub enum ClientBody {
+    /// All of it is known.
+    Full(Option<Bytes>),
+    /// It comes as the upstream sends it.
+    Stream(Box<StreamBody>),
+}
+
+/// A stream on its way into hyper.
+pub struct StreamBody {
+    stream: Stream,
+    control: Rc<Control>,
+    piece: Piece,
+}
+
+#[derive(Default)]
+struct Piece(Bytes);
+
+impl Out for Piece {
+    fn put(&mut self, bytes: Bytes) {
+        self.0 = bytes;
+    }
+}
+
+impl ClientBody {
+    /// A body of these bytes.
+    pub fn full(bytes: Bytes) -> ClientBody {
+        ClientBody::Full((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// The body that `stream` gives.
+    pub fn stream(stream: Stream, control: Rc<Control>) -> ClientBody {
+        ClientBody::Stream(Box::new(StreamBody { stream, control, piece: Piece::default() }))
+    }
+}
+
+impl StreamBody {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.control.asked();
+        if self.piece.0.is_empty() {
+            let StreamBody { stream, piece, .. } = self;
+            let fill = catch_unwind(AssertUnwindSafe(|| stream.poll_fill(cx, piece)));
+            match fill {
+                Ok(Poll::Ready(Fill::Data)) => {}
+                Ok(Poll::Ready(Fill::End(End::Clean))) => return Poll::Ready(None),
+                Ok(Poll::Ready(Fill::End(End::Cut))) => {
+                    self.control.cut();
+                    return Poll::Pending;
+                }
+                Ok(Poll::Pending) => return Poll::Pending,
+                Err(_) => {
+                    self.stream.abandon();
+                    self.control.cut();
+                    return Poll::Pending;
+                }
+            }
+        }
+        let bytes = self.piece.0.split_to(self.piece.0.len().min(PIECE));
+        self.control.gave(bytes.len());
+        Poll::Ready(Some(bytes))
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let polled = match &mut *self {
+            ClientBody::Full(bytes) => Poll::Ready(bytes.take()),
+            ClientBody::Stream(body) => body.poll(cx),
+        };
+        polled.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, ClientBody::Full(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ClientBody::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+            }
+            ClientBody::Stream(_) => SizeHint::default(),
+        }
+    }
+}

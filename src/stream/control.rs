@@ -1,0 +1,250 @@
+//! How a response ends uncleanly without losing what was written before the end.
+//!
+//! hyper drops unflushed bytes when a body fails, so a body here never fails: it goes quiet and
+//! asks its [`Control`] for the cut. The owner of the connection (HTTP/1.1) or of the stream's
+//! task (HTTP/2) asks [`Control::poll_cut`] after each step of hyper and drops hyper's part when
+//! told: after the flush and `limits::CUT_LINGER`, or at once when the client has made no progress
+//! for `client_stall`. The control also knows how far a client lags behind.
+//!
+//! Invariant: a cut that was asked for happens within `client_stall` and the linger.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::clock::{Clock, Moment};
+use crate::limits;
+use crate::telemetry::cells::{Cells, Reason};
+use crate::wire::wheel::{Tick, Timer, Wheel};
+
+/// What a client connection's socket is doing; kept by the IO wrapper, read by controls.
+#[derive(Debug, Default)]
+pub struct IoState {
+    flushes: Cell<u64>,
+    blocked_since: Cell<Option<Tick>>,
+    /// When the oldest piece not yet written came from upstream.
+    read_at: Cell<Option<Moment>>,
+}
+
+impl IoState {
+    /// The socket took bytes; returns how long the oldest waited since it was read.
+    pub fn wrote(&self, clock: &Clock) -> Option<Duration> {
+        self.blocked_since.set(None);
+        self.read_at.take().map(|read| clock.now().since(read))
+    }
+
+    /// The socket took nothing at `now`.
+    pub fn blocked(&self, now: Tick) {
+        if self.blocked_since.get().is_none() {
+            self.blocked_since.set(Some(now));
+        }
+    }
+
+    /// Everything hyper had was handed to the socket.
+    pub fn flushed(&self) {
+        self.flushes.set(self.flushes.get() + 1);
+    }
+
+    /// Since when the socket takes nothing.
+    pub fn blocked_since(&self) -> Option<Tick> {
+        self.blocked_since.get()
+    }
+
+    /// A piece came from upstream at `now` and waits to be written.
+    pub fn read(&self, now: Moment) {
+        if self.read_at.get().is_none() {
+            self.read_at.set(Some(now));
+        }
+    }
+}
+
+/// How far the wish for a cut has come.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Nobody asked.
+    Open,
+    /// Asked at this tick; waiting for the socket to have flushed more than so often.
+    Flushing(Tick, u64),
+    /// Flushed; waiting for this tick.
+    Lingering(Tick),
+}
+
+/// How to close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// FIN after what was written.
+    Close,
+    /// RST: the client would not read, or could not tell a FIN from a clean end (HTTP/1.0).
+    Reset,
+}
+
+/// One response's line from its body to the owner of its connection or stream.
+pub struct Control {
+    io: Rc<IoState>,
+    cells: Arc<Cells>,
+    wheel: Wheel,
+    timer: Timer,
+    client_stall: Duration,
+    phase: Cell<Phase>,
+    /// When the body last gave bytes and has not been asked for more since.
+    waiting_since: Cell<Option<Tick>>,
+    /// Bytes given since the client was last seen to keep up.
+    given: Cell<u32>,
+    lagging: Cell<bool>,
+    /// What of `given` the backlog gauge holds.
+    counted: Cell<u32>,
+    ended: Cell<Option<Reason>>,
+    ends_by_close: Cell<bool>,
+}
+
+impl Control {
+    /// For one response on the connection of `io`.
+    pub fn new(
+        io: Rc<IoState>,
+        cells: Arc<Cells>,
+        wheel: &Wheel,
+        client_stall: Duration,
+    ) -> Rc<Control> {
+        Rc::new(Control {
+            io,
+            cells,
+            wheel: wheel.clone(),
+            timer: wheel.timer(),
+            client_stall,
+            phase: Cell::new(Phase::Open),
+            waiting_since: Cell::new(None),
+            given: Cell::new(0),
+            lagging: Cell::new(false),
+            counted: Cell::new(0),
+            ended: Cell::new(None),
+            ends_by_close: Cell::new(false),
+        })
+    }
+
+    /// The connection it belongs to.
+    pub fn io(&self) -> &Rc<IoState> {
+        &self.io
+    }
+
+    /// The response goes to an HTTP/1.0 client, whose bodies end with the connection.
+    pub fn ends_by_close(&self) {
+        self.ends_by_close.set(true);
+    }
+
+    /// The body gave `bytes` bytes.
+    pub fn gave(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.given.set(self.given.get().saturating_add(bytes));
+        self.waiting_since.set(Some(self.wheel.now()));
+    }
+
+    /// The body was asked for more.
+    pub fn asked(&self) {
+        self.waiting_since.set(None);
+    }
+
+    /// Asks for the unclean end.
+    pub fn cut(&self) {
+        if let Phase::Open = self.phase.get() {
+            self.phase.set(Phase::Flushing(self.wheel.now(), self.io.flushes.get()));
+        }
+    }
+
+    /// Why the owner ended it, if it did.
+    pub fn ended(&self) -> Option<Reason> {
+        self.ended.get()
+    }
+
+    /// Notes why the owner is about to end it.
+    pub fn end(&self, reason: Reason) {
+        self.ended.set(Some(reason));
+    }
+
+    /// Bytes waiting for the client, as far as known.
+    pub fn backlog(&self) -> u32 {
+        self.counted.get()
+    }
+
+    /// Whether the client does not keep up at present.
+    pub fn lagging(&self) -> bool {
+        self.lagging.get()
+    }
+
+    fn lag_since(&self) -> Option<Tick> {
+        match (self.waiting_since.get(), self.io.blocked_since()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// To be asked after each step of hyper: is it time to drop the response, and how?
+    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
+        let now = self.wheel.now();
+        let lag = self.lag_since();
+        self.account(lag.is_some());
+        let mut due = None;
+        if let Some(since) = lag {
+            let stalled = since.after(self.client_stall);
+            if now >= stalled {
+                if self.ended.get().is_none() {
+                    self.ended.set(Some(Reason::ClientStalled));
+                }
+                return Poll::Ready(Cut::Reset);
+            }
+            due = Some(stalled);
+        }
+        loop {
+            match self.phase.get() {
+                Phase::Open => break,
+                Phase::Flushing(since, flushes) => {
+                    if lag.is_none() && self.io.flushes.get() > flushes {
+                        self.phase.set(Phase::Lingering(now.after(limits::CUT_LINGER)));
+                        continue;
+                    }
+                    let latest = since.after(self.client_stall);
+                    if now >= latest {
+                        return Poll::Ready(Cut::Reset);
+                    }
+                    // The flush may come in a step of somebody else's task (HTTP/2).
+                    due = Some(now.after(limits::TICK).min(latest));
+                    break;
+                }
+                Phase::Lingering(until) if now >= until => {
+                    let reset = self.ends_by_close.get();
+                    return Poll::Ready(if reset { Cut::Reset } else { Cut::Close });
+                }
+                Phase::Lingering(until) => {
+                    due = Some(due.map_or(until, |due| due.min(until)));
+                    break;
+                }
+            }
+        }
+        match due {
+            Some(due) => self.timer.set(due, cx.waker()),
+            None => self.timer.clear(),
+        }
+        Poll::Pending
+    }
+
+    fn account(&self, lagging: bool) {
+        if !lagging {
+            self.given.set(0);
+        }
+        let backlog = if lagging { self.given.get() } else { 0 };
+        let counted = self.counted.replace(backlog);
+        if backlog != counted {
+            self.cells.backlog_bytes.add(i64::from(backlog) - i64::from(counted));
+        }
+        if self.lagging.replace(lagging) != lagging {
+            self.cells.stalled_streams.add(if lagging { 1 } else { -1 });
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.account(false);
+    }
+}

@@ -1,0 +1,461 @@
+//! The pull core: one [`Stream`] per response, one [`Stream::poll_fill`] from which its bytes come.
+//!
+//! It tracks event boundaries, writes heartbeats between events, keeps the limits, feeds the
+//! meters and decides the end. It does not know who calls it: the sink brings an [`Out`].
+//!
+//! A response that is no event stream passes through the same core without a tracker: no
+//! heartbeats and no error events, but the same limits, records and unclean ends.
+//!
+//! Invariant: after an end was decided, the source is gone (which cancels the upstream) and only
+//! the error event, if any, still comes out. Cost per chunk: one look at the bytes, one clock
+//! read, a few `Cell` stores; the wheel is touched by storing a deadline.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::clock::Clock;
+use crate::config::{Family, HeartbeatStyle};
+use crate::error::{Failure, Kind};
+use crate::limits;
+use crate::stream::control::Control;
+use crate::stream::life::Life;
+use crate::stream::shape;
+use crate::stream::source::Source;
+use crate::telemetry::cells::{Cells, Reason};
+use crate::wire::sse::{self, Tracker};
+use crate::wire::wheel::{Tick, Timer, Wheel};
+
+/// The limits and habits of a route's streams.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Quiet time towards the client before a heartbeat; `None`: none.
+    pub heartbeat: Option<Duration>,
+    /// How a heartbeat is written.
+    pub style: HeartbeatStyle,
+    /// From the request's start to the first event.
+    pub first_byte: Duration,
+    /// Longest quiet of the upstream after that.
+    pub idle: Duration,
+    /// Longest life.
+    pub total: Duration,
+    /// Largest event, bytes.
+    pub max_event: usize,
+}
+
+/// Takes what [`Stream::poll_fill`] gives.
+pub trait Out {
+    /// Bytes of the response, to be sent in order.
+    fn put(&mut self, bytes: Bytes);
+}
+
+/// What one call of [`Stream::poll_fill`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// At least one byte was put out.
+    Data,
+    /// Nothing more will come.
+    End(End),
+}
+
+/// How a response has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As complete.
+    Clean,
+    /// Visibly broken off, once everything put out has reached the client.
+    Cut,
+}
+
+/// What is left to do.
+enum Phase {
+    /// Relaying.
+    Flow,
+    /// The end is decided; these pieces still go out, last one first.
+    Last(Vec<Bytes>, End),
+}
+
+/// What a stream needs of its worker.
+pub struct Ground {
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The worker's wheel.
+    pub wheel: Wheel,
+    /// The worker's metrics.
+    pub cells: std::sync::Arc<Cells>,
+    /// Set when the drain deadline has passed.
+    pub cutting: Rc<Cell<bool>>,
+}
+
+/// See the module.
+pub struct Stream {
+    ground: Rc<Ground>,
+    rules: Rc<Rules>,
+    family: Family,
+    source: Source,
+    tracker: Option<Tracker>,
+    /// Tracked, not yet put out.
+    ahead: VecDeque<Bytes>,
+    phase: Phase,
+    timer: Timer,
+    control: Rc<Control>,
+    life: Life,
+    started: Tick,
+    last_in: Tick,
+    last_out: Tick,
+}
+
+impl Stream {
+    /// A stream of events in `family`'s manner.
+    pub fn events(
+        ground: Rc<Ground>,
+        rules: Rc<Rules>,
+        family: Family,
+        source: Source,
+        control: Rc<Control>,
+        life: Life,
+    ) -> Stream {
+        let tracker = Some(Tracker::new(family, rules.max_event));
+        Stream::new(ground, rules, family, source, tracker, control, life)
+    }
+
+    /// Any other response.
+    pub fn opaque(
+        ground: Rc<Ground>,
+        rules: Rc<Rules>,
+        source: Source,
+        control: Rc<Control>,
+        life: Life,
+    ) -> Stream {
+        Stream::new(ground, rules, Family::Plain, source, None, control, life)
+    }
+
+    fn new(
+        ground: Rc<Ground>,
+        rules: Rc<Rules>,
+        family: Family,
+        source: Source,
+        tracker: Option<Tracker>,
+        control: Rc<Control>,
+        life: Life,
+    ) -> Stream {
+        let now = Tick(ground.clock.now().ticks());
+        let started = Tick(life.started().ticks());
+        Stream {
+            timer: ground.wheel.timer(),
+            ground,
+            rules,
+            family,
+            source,
+            tracker,
+            ahead: VecDeque::new(),
+            phase: Phase::Flow,
+            control,
+            life,
+            started,
+            last_in: now,
+            last_out: now,
+        }
+    }
+
+    /// The request's record.
+    pub fn life(&mut self) -> &mut Life {
+        &mut self.life
+    }
+
+    /// Before the head is committed: collects the first event, or `limits::COMMIT_BYTES`, or what
+    /// there is at `commit_at`.
+    ///
+    /// # Errors
+    /// A stream that fails, ends or turns out to be an error before its first event: the client
+    /// can still get a real status.
+    pub fn poll_prime(
+        &mut self,
+        cx: &mut Context<'_>,
+        commit_at: Option<Tick>,
+    ) -> Poll<Result<(), Failure>> {
+        loop {
+            let held: usize = self.ahead.iter().map(Bytes::len).sum();
+            if self.events_seen() > 0 || held >= limits::COMMIT_BYTES {
+                return Poll::Ready(self.first_event_check());
+            }
+            if self.ground.cutting.get() {
+                return Poll::Ready(Err(draining()));
+            }
+            match self.source.poll_data(cx) {
+                Poll::Ready(Some(Ok(bytes))) => self.receive(bytes)?,
+                Poll::Ready(Some(Err(failure))) => return Poll::Ready(Err(failure)),
+                Poll::Ready(None) => {
+                    self.source = Source::Ended;
+                    let text = "the upstream ended the stream without a single event";
+                    return Poll::Ready(Err(Failure::new(Kind::Empty, text)));
+                }
+                Poll::Pending => {
+                    let now = self.ground.wheel.now();
+                    if commit_at.is_some_and(|at| now >= at) {
+                        return Poll::Ready(Ok(()));
+                    }
+                    let (due, kind) = self.deadline();
+                    if now >= due {
+                        return Poll::Ready(Err(self.timed_out(kind)));
+                    }
+                    let due = commit_at.map_or(due, |at| at.min(due));
+                    self.timer.set(due, cx.waker());
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn first_event_check(&self) -> Result<(), Failure> {
+        if !self.tracker.as_ref().is_some_and(Tracker::error_event) {
+            return Ok(());
+        }
+        let held: Vec<u8> = self.ahead.iter().flatten().copied().collect();
+        match shape::first_event_error(&held) {
+            None => Ok(()),
+            Some(error) => {
+                let text = "the upstream's first event was an error";
+                Err(Failure::new(Kind::ErrorFirst, text).with_upstream_error(error))
+            }
+        }
+    }
+
+    /// Puts the next bytes into `out`, or tells how to end. After an end it only repeats itself.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
+        loop {
+            if let Phase::Last(pieces, end) = &mut self.phase {
+                let Some(piece) = pieces.pop() else { return Poll::Ready(Fill::End(*end)) };
+                return Poll::Ready(self.put(piece, out));
+            }
+            if let Some(bytes) = self.ahead.pop_front() {
+                return Poll::Ready(self.put(bytes, out));
+            }
+            if self.ground.cutting.get() {
+                self.fail(draining());
+                continue;
+            }
+            match self.source.poll_data(cx) {
+                Poll::Ready(Some(Ok(bytes))) => {
+                    if let Err(failure) = self.receive(bytes) {
+                        self.fail(failure);
+                    } else if self.source.over() {
+                        // With a known length nobody asks again after its last byte.
+                        self.end_of_source();
+                    }
+                }
+                Poll::Ready(Some(Err(failure))) => self.fail(failure),
+                Poll::Ready(None) => self.end_of_source(),
+                Poll::Pending => {
+                    if let Poll::Ready(fill) = self.poll_quiet(cx, out) {
+                        return Poll::Ready(fill);
+                    }
+                    if matches!(self.phase, Phase::Flow) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, bytes: Bytes, out: &mut impl Out) -> Fill {
+        self.last_out = self.ground.wheel.now();
+        self.life.gave(bytes.len());
+        self.control.io().read(self.ground.clock.now());
+        out.put(bytes);
+        Fill::Data
+    }
+
+    /// Tracks what came from upstream and queues it to be put out.
+    fn receive(&mut self, mut bytes: Bytes) -> Result<(), Failure> {
+        let now = self.ground.clock.now();
+        self.last_in = self.ground.wheel.now();
+        let Some(tracker) = self.tracker.as_mut() else {
+            self.life.received(bytes.len(), 0, now);
+            self.ahead.push_back(bytes);
+            return Ok(());
+        };
+        let fed = tracker.feed(&bytes);
+        self.life.received(bytes.len(), fed.events, now);
+        if !fed.replay.is_empty() {
+            self.ahead.push_back(Bytes::from_static(fed.replay));
+        }
+        let _ = bytes.split_to(fed.skip);
+        if !bytes.is_empty() {
+            self.ahead.push_back(bytes);
+        }
+        if fed.too_long {
+            let text = format!(
+                "an event of the upstream is larger than stream.max_event = {} bytes",
+                self.rules.max_event
+            );
+            return Err(Failure::new(Kind::EventTooLong, text));
+        }
+        Ok(())
+    }
+
+    fn events_seen(&self) -> u64 {
+        self.tracker.as_ref().map_or(0, Tracker::events)
+    }
+
+    fn completed(&self) -> bool {
+        self.tracker.as_ref().is_some_and(Tracker::completed)
+    }
+
+    /// The source has nothing now: time for a limit, a heartbeat, or to wait.
+    fn poll_quiet(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
+        let now = self.ground.wheel.now();
+        let (due, kind) = self.deadline();
+        if now >= due {
+            self.fail(self.timed_out(kind));
+            return Poll::Pending;
+        }
+        let heartbeat = self.heartbeat_at();
+        if let (Some(at), Some(tracker)) = (heartbeat, self.tracker.as_mut())
+            && now >= at
+        {
+            tracker.heartbeat_written();
+            self.ground.cells.heartbeats.inc();
+            let beat = sse::heartbeat(self.rules.style);
+            return Poll::Ready(self.put(Bytes::from_static(beat), out));
+        }
+        self.timer.set(heartbeat.map_or(due, |at| at.min(due)), cx.waker());
+        Poll::Pending
+    }
+
+    /// When a heartbeat would be due; `None` inside an event, after the terminal mark, or towards
+    /// a client that does not even take what it was sent.
+    fn heartbeat_at(&self) -> Option<Tick> {
+        let tracker = self.tracker.as_ref()?;
+        let quiet = self.rules.heartbeat?;
+        let may = self.rules.style != HeartbeatStyle::Off
+            && tracker.at_boundary()
+            && !tracker.completed()
+            && !self.control.lagging();
+        may.then(|| self.last_out.after(quiet))
+    }
+
+    /// The next limit that will be reached if nothing comes.
+    fn deadline(&self) -> (Tick, Kind) {
+        let total = self.started.after(self.rules.total);
+        let (quiet, kind) = if self.completed() {
+            (self.last_in.after(limits::AFTER_TERMINAL), Kind::Idle)
+        } else if self.tracker.is_some() && self.events_seen() == 0 {
+            (self.started.after(self.rules.first_byte), Kind::FirstByte)
+        } else {
+            (self.last_in.after(self.rules.idle), Kind::Idle)
+        };
+        if total < quiet { (total, Kind::Total) } else { (quiet, kind) }
+    }
+
+    fn timed_out(&self, kind: Kind) -> Failure {
+        let rules = &self.rules;
+        let text = match kind {
+            Kind::FirstByte => {
+                format!("no event within stream.first_byte = {:?}", rules.first_byte)
+            }
+            Kind::Idle => format!("no byte for stream.idle = {:?}", rules.idle),
+            _ => format!("the stream reached stream.total = {:?}", rules.total),
+        };
+        Failure::new(kind, text)
+    }
+
+    fn end_of_source(&mut self) {
+        self.source = Source::Ended;
+        let Some(tracker) = self.tracker.as_ref() else { return self.finish(Reason::Completed) };
+        let held = tracker.held_at_eof();
+        if !held.is_empty() {
+            self.ahead.push_back(Bytes::from_static(held));
+        }
+        if tracker.complete_at_eof() {
+            let told = tracker.error_event();
+            self.finish(if told { Reason::UpstreamError } else { Reason::Completed });
+        } else {
+            let text = "the upstream ended the stream before its terminal mark";
+            self.fail(Failure::new(Kind::Truncated, text));
+        }
+    }
+
+    fn finish(&mut self, reason: Reason) {
+        self.life.end(reason);
+        self.last(VecDeque::new(), End::Clean);
+    }
+
+    /// Ends uncleanly: the error event in the family's shape, unless the upstream told one.
+    fn fail(&mut self, failure: Failure) {
+        if self.completed() {
+            // Everything the client waits for is through; how the connection ends is no matter.
+            return self.finish(Reason::Completed);
+        }
+        self.source = Source::Ended;
+        let Some(tracker) = self.tracker.as_ref() else {
+            self.life.end(reason_of(failure.kind));
+            return self.last(VecDeque::new(), End::Cut);
+        };
+        if tracker.error_event() {
+            self.life.end(Reason::UpstreamError);
+            return self.last(VecDeque::new(), End::Cut);
+        }
+        self.life.end(reason_of(failure.kind));
+        let mut pieces = VecDeque::new();
+        // An event begun cannot be taken back; it is ended, so that the error stands alone.
+        let closing = tracker.closing();
+        if !closing.is_empty() {
+            pieces.push_back(Bytes::from_static(closing));
+        }
+        let mut event = shape::error_event(self.family, &failure);
+        // The last byte travels alone: an HTTP/2 sink that is asked for more after it knows that
+        // flow control has let everything before it pass.
+        let last = event.split_off(event.len() - 1);
+        pieces.extend([event, last]);
+        self.last(pieces, End::Cut);
+    }
+
+    fn last(&mut self, pieces: VecDeque<Bytes>, end: End) {
+        self.source = Source::Ended;
+        self.timer.clear();
+        let mut all: Vec<Bytes> = std::mem::take(&mut self.ahead).into();
+        all.extend(pieces);
+        all.reverse();
+        self.phase = Phase::Last(all, end);
+    }
+
+    /// Ends at once without an error event: something in the gateway broke.
+    pub fn abandon(&mut self) {
+        self.life.end(Reason::Internal);
+        self.last(VecDeque::new(), End::Cut);
+    }
+}
+
+fn draining() -> Failure {
+    Failure::new(Kind::Draining, "the gateway shuts down; server.drain_deadline has passed")
+}
+
+/// The end reason of a stream that failed with `kind`.
+pub fn reason_of(kind: Kind) -> Reason {
+    match kind {
+        Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
+        Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
+        Kind::Total | Kind::EventTooLong | Kind::Streams => Reason::Limit,
+        Kind::Draining => Reason::Drain,
+        Kind::Internal => Reason::Internal,
+        Kind::Dns
+        | Kind::Connect
+        | Kind::Tls
+        | Kind::UpstreamGone
+        | Kind::UpstreamProtocol
+        | Kind::ErrorFirst
+        | Kind::UpstreamStatus(_) => Reason::UpstreamError,
+        // The client broke its own request: it is the one that ended the exchange.
+        Kind::BadRequest
+        | Kind::HeadTooLarge
+        | Kind::BodySlow
+        | Kind::NoRoute
+        | Kind::Method
+        | Kind::Upgrade => Reason::ClientClosed,
+    }
+}

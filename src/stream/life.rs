@@ -1,0 +1,233 @@
+//! One proxied request's record, from admission until it is gone.
+//!
+//! Holds the permit, counts, and at its drop, whatever way that comes about, settles them once:
+//! gauges down, one end reason, one log line. A life that is dropped without a verdict was left by
+//! its client.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::clock::{Clock, Moment};
+use crate::permit::Permit;
+use crate::stream::control::Control;
+use crate::stream::meter::Meter;
+use crate::telemetry::cells::{Cells, Direction, Reason, Side};
+use crate::telemetry::log::{self, StreamEnd};
+use crate::upstream::upload::UploadState;
+
+/// Names by which a stream's log line and `/streams` tell where it runs.
+#[derive(Debug)]
+pub struct Place {
+    /// The route's path as configured.
+    pub route: String,
+    /// The route's index.
+    pub route_index: usize,
+    /// The upstream's name.
+    pub upstream: String,
+    /// The upstream's index.
+    pub upstream_index: usize,
+}
+
+/// A worker's live streams.
+#[derive(Default)]
+pub struct Live(RefCell<Slab<Rc<Row>>>);
+
+/// What others may see of a live stream.
+pub struct Row {
+    /// The gateway's request id.
+    pub id: String,
+    /// Route and upstream.
+    pub place: Rc<Place>,
+    /// When it was admitted.
+    pub started: Moment,
+    /// Bytes given to the client.
+    pub bytes: Cell<u64>,
+    /// When the upstream last sent something.
+    pub active: Cell<Moment>,
+    /// Its line to the client's connection.
+    pub control: Rc<Control>,
+}
+
+impl Live {
+    /// How many streams live.
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Whether none lives.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `look` for each live stream.
+    pub fn for_each(&self, mut look: impl FnMut(&Row)) {
+        for (_, row) in self.0.borrow().iter() {
+            look(row);
+        }
+    }
+}
+
+/// What a life needs of its worker and its request.
+pub struct Birth {
+    /// The worker's live streams.
+    pub live: Rc<Live>,
+    /// The worker's metrics.
+    pub cells: Arc<Cells>,
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The request's place among the streams.
+    pub permit: Permit,
+    /// Route and upstream.
+    pub place: Rc<Place>,
+    /// The gateway's request id.
+    pub id: String,
+    /// The W3C trace id it belongs to.
+    pub trace_id: String,
+    /// Its line to the client's connection.
+    pub control: Rc<Control>,
+}
+
+/// See the module.
+pub struct Life {
+    row: Rc<Row>,
+    key: usize,
+    live: Rc<Live>,
+    cells: Arc<Cells>,
+    clock: Clock,
+    trace_id: String,
+    upstream_request_id: Option<String>,
+    status: u16,
+    reason: Option<Reason>,
+    upload: Option<Rc<UploadState>>,
+    /// Timing and counts.
+    pub meter: Meter,
+    _permit: Permit,
+}
+
+impl Life {
+    /// Enters the live streams.
+    pub fn begin(birth: Birth) -> Life {
+        let Birth { live, cells, clock, permit, place, id, trace_id, control } = birth;
+        cells.route(place.route_index).streams_live.add(1);
+        let now = clock.now();
+        let row = Rc::new(Row {
+            id,
+            place,
+            started: now,
+            bytes: Cell::new(0),
+            active: Cell::new(now),
+            control,
+        });
+        let key = live.0.borrow_mut().insert(row.clone());
+        Life {
+            row,
+            key,
+            live,
+            cells,
+            clock,
+            trace_id,
+            upstream_request_id: None,
+            status: 499,
+            reason: None,
+            upload: None,
+            meter: Meter::default(),
+            _permit: permit,
+        }
+    }
+
+    /// The gateway's request id.
+    pub fn id(&self) -> &str {
+        &self.row.id
+    }
+
+    /// When it was admitted.
+    pub fn started(&self) -> Moment {
+        self.row.started
+    }
+
+    /// The request body it came with.
+    pub fn uploads(&mut self, upload: Rc<UploadState>) {
+        self.upload = Some(upload);
+    }
+
+    /// The response's status is `status`; `request_id` is the upstream's own.
+    pub fn answered(&mut self, status: u16, request_id: Option<&str>) {
+        self.status = status;
+        self.upstream_request_id = request_id.map(str::to_owned);
+    }
+
+    /// The first verdict stands.
+    pub fn end(&mut self, reason: Reason) {
+        self.reason.get_or_insert(reason);
+    }
+
+    /// The upstream sent `bytes` bytes with `events` whole events at `now`.
+    pub fn received(&mut self, bytes: usize, events: u32, now: Moment) {
+        self.row.active.set(now);
+        let upstream = self.cells.upstream(self.row.place.upstream_index);
+        self.cells.bytes(Direction::In, Side::Upstream).add(bytes as u64);
+        let first = self.meter.first().is_none();
+        let interval = self.meter.events(events, now);
+        upstream.events.add(u64::from(events));
+        if let Some(interval) = interval {
+            upstream.chunk_interval.observe(interval);
+            // Events that came in one piece have no time between them.
+            for _ in 1..events {
+                upstream.chunk_interval.observe(std::time::Duration::ZERO);
+            }
+        } else if events > 0 && first {
+            let ttfb = now.since(self.row.started);
+            self.cells.route(self.row.place.route_index).ttfb.observe(ttfb);
+        }
+    }
+
+    /// `bytes` bytes went to the client.
+    pub fn gave(&mut self, bytes: usize) {
+        self.meter.bytes += bytes as u64;
+        self.row.bytes.set(self.meter.bytes);
+        self.cells.bytes(Direction::Out, Side::Client).add(bytes as u64);
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.live.0.borrow_mut().remove(self.key);
+        let place = &self.row.place;
+        let reason =
+            self.reason.or_else(|| self.row.control.ended()).unwrap_or(Reason::ClientClosed);
+        let duration = self.clock.now().since(self.row.started);
+        let (route, upstream) =
+            (self.cells.route(place.route_index), self.cells.upstream(place.upstream_index));
+        route.streams_live.sub(1);
+        route.duration.observe(duration);
+        upstream.ended(reason).inc();
+        if let Some(jitter) = self.meter.jitter() {
+            upstream.jitter.observe(jitter);
+        }
+        if let Some(gap) = self.meter.max_gap() {
+            upstream.max_gap.observe(gap);
+        }
+        if let Some(upload) = &self.upload {
+            self.cells.bytes(Direction::In, Side::Client).add(upload.bytes());
+            self.cells.bytes(Direction::Out, Side::Upstream).add(upload.bytes());
+        }
+        log::stream_end(&StreamEnd {
+            id: &self.row.id,
+            upstream_request_id: self.upstream_request_id.as_deref(),
+            trace_id: Some(&self.trace_id),
+            route: &place.route,
+            upstream: &place.upstream,
+            status: self.status,
+            reason,
+            ttfb: self.meter.first().map(|first| first.since(self.row.started)),
+            duration,
+            events: self.meter.events,
+            bytes: self.meter.bytes,
+            max_gap: self.meter.max_gap(),
+            attempt: 1,
+        });
+    }
+}

@@ -1,0 +1,18 @@
+//! The streaming phase: from the moment a request may go out until its last byte has reached the
+//! client.
+//!
+//! [`core`] is the one place bytes come out of a [`source`], event boundaries are tracked,
+//! heartbeats written, limits checked and the end decided. [`body`] hands them to hyper.
+//! [`control`] ends a response uncleanly without losing what was written. [`life`] is a request's
+//! record, from admission to its one log line. [`shape`] writes error bodies and events.
+//!
+//! Invariant: what the client receives is what the upstream sent, in order, and heartbeats
+//! between events; or an explicit error and an unclean end.
+
+pub mod body;
+pub mod control;
+pub mod core;
+pub mod life;
+pub mod meter;
+pub mod shape;
+pub mod source;

@@ -1,0 +1,54 @@
+//! Where a stream's bytes come from.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::error::Failure;
+use crate::upstream::download::Download;
+
+/// A response on its way whose head the client has been promised already.
+pub type Awaited = Pin<Box<dyn Future<Output = Result<Download, Failure>>>>;
+
+/// The upstream's side of a stream. Dropping it cancels what still runs there.
+pub enum Source {
+    /// The head was committed before the upstream's own head came.
+    Awaiting(Awaited),
+    /// A response body through hyper.
+    Body(Download),
+    /// Nothing more.
+    Ended,
+}
+
+impl Source {
+    /// The next bytes; `None` at the clean end.
+    ///
+    /// # Errors
+    /// As [`Download::poll_data`]; while awaited, whatever kept the response from coming.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        loop {
+            match self {
+                Source::Awaiting(response) => match std::task::ready!(response.as_mut().poll(cx)) {
+                    Ok(download) => *self = Source::Body(download),
+                    Err(failure) => {
+                        *self = Source::Ended;
+                        return Poll::Ready(Some(Err(failure)));
+                    }
+                },
+                Source::Body(download) => return download.poll_data(cx),
+                Source::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Whether nothing more will come, as far as is known without asking.
+    pub fn over(&self) -> bool {
+        match self {
+            Source::Awaiting(_) => false,
+            Source::Body(download) => download.over(),
+            Source::Ended => true,
+        }
+    }
+}

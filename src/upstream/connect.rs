@@ -1,0 +1,297 @@
+//! From a configured URL to an HTTP connection: resolve, TCP, TLS with ALPN.
+//!
+//! hyper-rustls does the TLS over our own TCP step, which tries every resolved address (a further
+//! one in parallel every `limits::CONNECT_STAGGER`, RFC 8305) and sets the socket options. All of
+//! it happens within the upstream's `connect`.
+//!
+//! Invariant: a failure from here means that no byte of any request was sent.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tower_service::Service;
+
+use crate::config::{HttpVersion, Scheme, Url};
+use crate::error::{Failure, Kind};
+use crate::limits;
+use crate::telemetry::cells::ConnectResult;
+
+/// A connected transport, TLS or not, as hyper takes it.
+pub(crate) type Transport = MaybeHttpsStream<TokioIo<TcpIo>>;
+
+/// Which HTTP a new connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    H1,
+    H2,
+}
+
+/// A fresh connection before its HTTP handshake.
+pub(crate) struct Dialed {
+    pub(crate) transport: Transport,
+    pub(crate) protocol: Protocol,
+    pub(crate) link: Link,
+}
+
+/// Decides how a connection's socket is closed.
+#[derive(Clone, Default)]
+pub(crate) struct Link(Arc<AtomicBool>);
+
+impl Link {
+    /// Close with RST instead of FIN: a cancelled request must not go on generating upstream.
+    pub(crate) fn abort(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Connects to one URL.
+pub(crate) struct Dialer {
+    tls: Arc<rustls::ClientConfig>,
+    host: Arc<str>,
+    port: u16,
+    uri: Uri,
+    name: String,
+    version: HttpVersion,
+    connect_max: Duration,
+}
+
+impl Dialer {
+    pub(crate) fn new(
+        url: &Url,
+        version: HttpVersion,
+        tls: &rustls::ClientConfig,
+        connect_max: Duration,
+    ) -> Dialer {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = match version {
+            HttpVersion::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            HttpVersion::H1 => vec![b"http/1.1".to_vec()],
+            HttpVersion::H2 => vec![b"h2".to_vec()],
+        };
+        let scheme = if url.scheme == Scheme::Https { "https" } else { "http" };
+        let name = format!("{scheme}://{}", url.authority);
+        let uri = name.parse().expect("the configuration holds only valid authorities");
+        let (host, port) = (url.host.as_str().into(), url.port);
+        Dialer { tls: Arc::new(tls), host, port, uri, name, version, connect_max }
+    }
+
+    /// The protocol that needs no asking; `None` when ALPN decides.
+    pub(crate) fn settled(&self) -> Option<Protocol> {
+        match self.version {
+            HttpVersion::H1 => Some(Protocol::H1),
+            HttpVersion::H2 => Some(Protocol::H2),
+            HttpVersion::Auto if self.uri.scheme_str() == Some("http") => Some(Protocol::H1),
+            HttpVersion::Auto => None,
+        }
+    }
+
+    /// Connects, within the upstream's `connect`.
+    ///
+    /// # Errors
+    /// What failed, for the client and for `tidegate_upstream_connects_total`.
+    pub(crate) async fn dial(&self) -> Result<Dialed, (Failure, ConnectResult)> {
+        let link = Link::default();
+        let tcp = TcpConnector { host: self.host.clone(), port: self.port, link: link.clone() };
+        let connecting = HttpsConnector::from((tcp, self.tls.clone())).call(self.uri.clone());
+        let transport = match tokio::time::timeout(self.connect_max, connecting).await {
+            Err(_) => {
+                let text = format!("{}: no connection within {:?}", self.name, self.connect_max);
+                return Err((Failure::new(Kind::ConnectTimeout, text), ConnectResult::Timeout));
+            }
+            Ok(Err(error)) => return Err(self.classify(error.as_ref())),
+            Ok(Ok(transport)) => transport,
+        };
+        let negotiated_h2 = transport.connected().is_negotiated_h2();
+        let https = self.uri.scheme_str() == Some("https");
+        if https && self.version == HttpVersion::H2 && !negotiated_h2 {
+            let text = format!(
+                "{}: the server did not agree to HTTP/2 (ALPN); set http = \"auto\" or \"1\"",
+                self.name
+            );
+            return Err((Failure::new(Kind::Tls, text), ConnectResult::Tls));
+        }
+        let protocol = self.settled().unwrap_or(match negotiated_h2 {
+            true => Protocol::H2,
+            false => Protocol::H1,
+        });
+        Ok(Dialed { transport, protocol, link })
+    }
+
+    fn classify(&self, error: &(dyn std::error::Error + 'static)) -> (Failure, ConnectResult) {
+        let mut cause = Some(error);
+        while let Some(at) = cause {
+            if let Some(tcp) = at.downcast_ref::<TcpError>() {
+                let text = format!("{}: {tcp}", self.name);
+                return match tcp {
+                    TcpError::Resolve(_) => (Failure::new(Kind::Dns, text), ConnectResult::Dns),
+                    TcpError::Refused(_) => {
+                        (Failure::new(Kind::Connect, text), ConnectResult::Refused)
+                    }
+                    TcpError::Io(_) => (Failure::new(Kind::Connect, text), ConnectResult::Other),
+                };
+            }
+            cause = at.source();
+        }
+        let text = format!("{}: TLS: {error}", self.name);
+        (Failure::new(Kind::Tls, text), ConnectResult::Tls)
+    }
+}
+
+/// Why there is no TCP connection.
+#[derive(Debug, thiserror::Error)]
+enum TcpError {
+    #[error("the name does not resolve: {0}")]
+    Resolve(String),
+    #[error("no address took the connection: {0}")]
+    Refused(io::Error),
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+/// The TCP step under hyper-rustls.
+#[derive(Clone)]
+struct TcpConnector {
+    host: Arc<str>,
+    port: u16,
+    link: Link,
+}
+
+impl Service<Uri> for TcpConnector {
+    type Response = TokioIo<TcpIo>;
+    type Error = TcpError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, TcpError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TcpError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let TcpConnector { host, port, link } = self.clone();
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((&*host, port))
+                .await
+                .map_err(|error| TcpError::Resolve(error.to_string()))?;
+            let stream = first_to_answer(addresses.collect()).await?;
+            configure(&stream).map_err(TcpError::Io)?;
+            Ok(TokioIo::new(TcpIo { stream, link }))
+        })
+    }
+}
+
+/// Tries the addresses in order, the next one after `CONNECT_STAGGER` or as soon as one fails;
+/// the first connection wins, the other attempts are dropped.
+async fn first_to_answer(addresses: Vec<SocketAddr>) -> Result<TcpStream, TcpError> {
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failed = None;
+    loop {
+        if let Some(address) = addresses.next() {
+            attempts.spawn(TcpStream::connect(address));
+        } else if attempts.is_empty() {
+            break;
+        }
+        let next = attempts.join_next();
+        let joined = if addresses.len() == 0 {
+            next.await
+        } else {
+            match tokio::time::timeout(limits::CONNECT_STAGGER, next).await {
+                Ok(joined) => joined,
+                Err(_) => continue,
+            }
+        };
+        match joined {
+            Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Err(error))) => failed = Some(error),
+            Some(Err(_)) | None => {}
+        }
+    }
+    match failed {
+        Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(TcpError::Refused(error))
+        }
+        Some(error) => Err(TcpError::Io(error)),
+        None => Err(TcpError::Resolve("the name has no addresses".into())),
+    }
+}
+
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(limits::TCP_USER_TIMEOUT))?;
+    socket.set_keepalive(true)
+}
+
+/// A TCP stream that closes as its [`Link`] says.
+pub(crate) struct TcpIo {
+    stream: TcpStream,
+    link: Link,
+}
+
+impl Drop for TcpIo {
+    fn drop(&mut self) {
+        if self.link.0.load(Ordering::Relaxed) {
+            let socket = socket2::SockRef::from(&self.stream);
+            // A failure leaves the ordinary FIN.
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl Connection for TcpIo {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for TcpIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TcpIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}

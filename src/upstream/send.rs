@@ -1,0 +1,221 @@
+//! One request out, one response head back.
+//!
+//! [`send`] takes a connection from the pool, writes the request as that connection needs it and
+//! waits for the head. It tries again only with a connection that had closed before a byte of the
+//! request was written (hyper hands the untouched request back). Time limits are the caller's.
+
+use std::rc::Rc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
+use http::{Method, Request, Response, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use crate::config::{Scheme, Url};
+use crate::error::{Failure, Kind};
+use crate::limits;
+use crate::upstream::Upstream;
+use crate::upstream::connect::Protocol;
+use crate::upstream::download::{Download, Told, is_protocol};
+use crate::upstream::pool::Lease;
+use crate::upstream::upload::Upload;
+use crate::wire::head;
+
+/// A request as the gateway hands it over.
+pub struct Outgoing {
+    /// The client's method.
+    pub method: Method,
+    /// The client's target; only path and query count.
+    pub uri: Uri,
+    /// The part of the path that a URL's own path replaces, e.g. `/v1`.
+    pub literal_prefix: Rc<str>,
+    /// The client's headers; hop-by-hop ones are removed here.
+    pub headers: HeaderMap,
+    /// Ask the upstream not to compress.
+    pub identity: bool,
+    /// The body.
+    pub body: Upload,
+}
+
+/// A response: its head, and its body as it comes.
+pub struct Answer {
+    /// Status and headers as the upstream sent them.
+    pub head: http::response::Parts,
+    /// The body; dropping it cancels.
+    pub body: Download,
+}
+
+/// The headers by which a client proves who it is; none reaches an upstream with its own
+/// credential.
+const CLIENT_CREDENTIALS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    header::COOKIE,
+];
+
+/// Sends `outgoing` and waits for the response's head.
+///
+/// # Errors
+/// No connection (`Dns`, `Connect`, `ConnectTimeout`, `Tls`), a connection that broke before the
+/// head (`UpstreamGone`), a response that is no HTTP (`UpstreamProtocol`), or the client's own
+/// fault in the request body.
+pub async fn send(upstream: &Upstream, mut outgoing: Outgoing) -> Result<Answer, Failure> {
+    prepare(upstream, &mut outgoing);
+    let state = outgoing.body.state();
+    let mut body = outgoing.body;
+    let mut attempts = 1;
+    loop {
+        let mut lease = upstream.checkout().await?;
+        let mut request = Request::new(body);
+        *request.method_mut() = outgoing.method.clone();
+        *request.headers_mut() = outgoing.headers.clone();
+        let target =
+            target(lease.url(), &outgoing.literal_prefix, &outgoing.uri, &upstream.config.query)?;
+        address(&mut request, &lease, target);
+        match lease.try_send(request).await {
+            Ok(response) => return Ok(answer(response, lease, state)),
+            Err(mut error) => match error.take_message() {
+                Some(unwritten) if attempts < limits::POOL_ATTEMPTS => {
+                    body = unwritten.into_body();
+                    attempts += 1;
+                }
+                _ => {
+                    return Err(state.failure().unwrap_or_else(|| classify(error.error())));
+                }
+            },
+        }
+    }
+}
+
+fn answer(
+    response: Response<Incoming>,
+    lease: Lease,
+    upload: Rc<crate::upstream::upload::UploadState>,
+) -> Answer {
+    let (head, incoming) = response.into_parts();
+    Answer { head, body: Download::new(incoming, lease, upload) }
+}
+
+fn classify(error: &hyper::Error) -> Failure {
+    let told = Told(error);
+    if is_protocol(error) {
+        let text = format!("the upstream's response is no valid HTTP: {told}");
+        return Failure::new(Kind::UpstreamProtocol, text);
+    }
+    let text = format!("the upstream broke the connection before its response: {told}");
+    Failure::new(Kind::UpstreamGone, text)
+}
+
+/// The head rules that hold for every upstream connection.
+fn prepare(upstream: &Upstream, outgoing: &mut Outgoing) {
+    let config = &upstream.config;
+    let headers = &mut outgoing.headers;
+    // First what belongs to the client's connection goes, so that a header it nominates cannot
+    // strip one of ours.
+    head::strip_hop_by_hop(headers);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+        headers.remove(name);
+    }
+    if outgoing.identity {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if let Some(credential) = &config.credential {
+        for name in CLIENT_CREDENTIALS {
+            headers.remove(name);
+        }
+        headers.insert(credential.header.clone(), credential.value.clone());
+    }
+    for (name, value) in &config.headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    // Known to be needed: an HTTP/1.1 server may refuse a POST without a length.
+    if outgoing.body.size_hint().exact() == Some(0) && outgoing.method == Method::POST {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
+/// Writes the target as the connection's protocol wants it: origin form with Host, or HTTP/2's
+/// pseudo-headers.
+fn address(request: &mut Request<Upload>, lease: &Lease, target: PathAndQuery) {
+    let url = lease.url();
+    match lease.protocol() {
+        Protocol::H1 => {
+            *request.uri_mut() = Uri::from(target);
+            if let Ok(host) = HeaderValue::from_str(&url.authority) {
+                request.headers_mut().insert(header::HOST, host);
+            }
+        }
+        Protocol::H2 => {
+            let mut parts = http::uri::Parts::default();
+            let https = url.scheme == Scheme::Https;
+            parts.scheme = Some(if https { UriScheme::HTTPS } else { UriScheme::HTTP });
+            parts.authority = url.authority.parse::<Authority>().ok();
+            parts.path_and_query = Some(target);
+            *request.version_mut() = Version::HTTP_2;
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
+    }
+}
+
+/// The path and query for `url`: its own path replaces the route's literal prefix, the client's
+/// query passes byte for byte, the upstream's comes after it.
+fn target(
+    url: &Url,
+    literal_prefix: &str,
+    uri: &Uri,
+    extra_query: &str,
+) -> Result<PathAndQuery, Failure> {
+    let path = uri.path();
+    let (base, rest) = match &url.base_path {
+        Some(base) => (base.as_str(), path.strip_prefix(literal_prefix).unwrap_or(path)),
+        None => ("", path),
+    };
+    let mut target = String::with_capacity(base.len() + rest.len() + extra_query.len() + 16);
+    target.push_str(base);
+    target.push_str(rest);
+    if target.is_empty() {
+        target.push('/');
+    }
+    match (uri.query(), extra_query) {
+        (None, "") => {}
+        (Some(query), "") => target.extend(["?", query]),
+        (None, extra) => target.extend(["?", extra]),
+        (Some(query), extra) => target.extend(["?", query, "&", extra]),
+    }
+    target.try_into().map_err(|_| Failure::new(Kind::BadRequest, "the target cannot be passed on"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(base: Option<&str>) -> Url {
+        Url {
+            scheme: Scheme::Https,
+            host: "api.example".into(),
+            port: 443,
+            authority: "api.example".into(),
+            base_path: base.map(Into::into),
+        }
+    }
+
+    fn to(base: Option<&str>, uri: &'static str, extra: &str) -> String {
+        let uri = Uri::from_static(uri);
+        target(&url(base), "/v1", &uri, extra).expect("a target").as_str().to_owned()
+    }
+
+    #[test]
+    fn a_base_path_replaces_the_literal_prefix_and_queries_pass_byte_for_byte() {
+        assert_eq!(to(None, "/v1/models", ""), "/v1/models");
+        assert_eq!(to(None, "/v1/models?a=%20&b", ""), "/v1/models?a=%20&b");
+        assert_eq!(to(Some("/openai/v1"), "/v1/chat?x=1", "api-version=2"), {
+            "/openai/v1/chat?x=1&api-version=2"
+        });
+        assert_eq!(to(Some("/o"), "/v1", "v=1"), "/o?v=1");
+        assert_eq!(to(None, "/v1/a%2Fb", ""), "/v1/a%2Fb");
+    }
+}

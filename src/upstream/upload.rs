@@ -1,0 +1,199 @@
+//! The request body on its way from the client to the upstream.
+//!
+//! Its beginning is read before the upstream is contacted ([`Upload::prefetch`]), so that broken
+//! framing costs the upstream nothing and the usual small JSON body goes out with its length; the
+//! rest streams through. Every byte passes the JSON key scanner.
+//!
+//! Invariant: never more than `limits::BODY_PREFETCH` and one more frame is held. A client that
+//! sends nothing for `limits::CLIENT_BODY_IDLE` fails the body.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::error::{Failure, Kind};
+use crate::limits;
+use crate::wire::scan::{Found, Scanner};
+use crate::wire::wheel::{Timer, Wheel};
+
+/// A request body: what was read ahead, and the rest as it comes.
+pub struct Upload {
+    ahead: VecDeque<Bytes>,
+    /// `None` once the client's body has ended.
+    rest: Option<Incoming>,
+    /// Bytes still to come, when known.
+    left: Option<u64>,
+    state: Rc<UploadState>,
+    wheel: Wheel,
+    timer: Timer,
+}
+
+/// What the gateway learns of a body while the connection to the upstream owns it.
+#[derive(Default)]
+pub struct UploadState {
+    fault: Cell<Option<Kind>>,
+    done: Cell<bool>,
+    received: Cell<bool>,
+    bytes: Cell<u64>,
+    scanner: RefCell<Scanner>,
+}
+
+/// Why a body could not be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client broke its connection or the rules of framing.
+    #[error("the request body broke off or is badly framed")]
+    Broken,
+    /// The client stopped sending.
+    #[error("no byte of the request body came for {} s", limits::CLIENT_BODY_IDLE.as_secs())]
+    Slow,
+}
+
+impl UploadState {
+    /// The failure on the client's side, if it was that.
+    pub fn failure(&self) -> Option<Failure> {
+        self.fault.get().map(|kind| {
+            let error =
+                if kind == Kind::BodySlow { UploadError::Slow } else { UploadError::Broken };
+            Failure::new(kind, error.to_string())
+        })
+    }
+
+    /// Whether the whole body went on to the upstream's connection.
+    pub fn done(&self) -> bool {
+        self.done.get()
+    }
+
+    /// Whether the whole body has come in from the client.
+    pub fn received(&self) -> bool {
+        self.received.get()
+    }
+
+    /// Body bytes received so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Looks at what the key scanner has found so far.
+    pub fn found<T>(&self, look: impl FnOnce(&Found) -> T) -> T {
+        look(self.scanner.borrow().found())
+    }
+}
+
+impl Upload {
+    /// Reads the beginning of `body`: until its end or `limits::BODY_PREFETCH` bytes.
+    ///
+    /// # Errors
+    /// `BadRequest` for broken framing or a body that broke off, `BodySlow` (408).
+    pub async fn prefetch(body: Incoming, wheel: &Wheel) -> Result<Upload, Failure> {
+        let left = body.size_hint().exact();
+        let mut upload = Upload {
+            ahead: VecDeque::new(),
+            rest: (!body.is_end_stream()).then_some(body),
+            left,
+            state: Rc::default(),
+            wheel: wheel.clone(),
+            timer: wheel.timer(),
+        };
+        let mut held = 0;
+        while held < limits::BODY_PREFETCH && upload.rest.is_some() {
+            match std::future::poll_fn(|cx| upload.poll_rest(cx)).await {
+                Some(Ok(bytes)) => {
+                    held += bytes.len();
+                    upload.ahead.push_back(bytes);
+                }
+                Some(Err(error)) => {
+                    let kind = upload.state.fault.get().unwrap_or(Kind::BadRequest);
+                    return Err(Failure::new(kind, error.to_string()));
+                }
+                None => {}
+            }
+        }
+        if upload.rest.is_none() {
+            upload.state.received.set(true);
+            upload.left = Some(held as u64);
+        }
+        upload.timer.clear();
+        Ok(upload)
+    }
+
+    /// What others may know of it while it is being sent.
+    pub fn state(&self) -> Rc<UploadState> {
+        self.state.clone()
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
+        let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
+        loop {
+            return match Pin::new(&mut *rest).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers are not passed on (RFC 9110, 6.5.1 lets a proxy drop them).
+                    let Ok(bytes) = frame.into_data() else { continue };
+                    self.state.bytes.set(self.state.bytes.get() + bytes.len() as u64);
+                    self.state.scanner.borrow_mut().feed(&bytes);
+                    self.timer.clear();
+                    Poll::Ready(Some(Ok(bytes)))
+                }
+                Poll::Ready(Some(Err(_))) => {
+                    self.state.fault.set(Some(Kind::BadRequest));
+                    self.rest = None;
+                    Poll::Ready(Some(Err(UploadError::Broken)))
+                }
+                Poll::Ready(None) => {
+                    self.rest = None;
+                    self.state.received.set(true);
+                    Poll::Ready(None)
+                }
+                Poll::Pending => {
+                    let now = self.wheel.now();
+                    if self.timer.due().is_some_and(|due| due <= now) {
+                        self.state.fault.set(Some(Kind::BodySlow));
+                        self.rest = None;
+                        return Poll::Ready(Some(Err(UploadError::Slow)));
+                    }
+                    let due = self.timer.due().unwrap_or(now.after(limits::CLIENT_BODY_IDLE));
+                    self.timer.set(due, cx.waker());
+                    Poll::Pending
+                }
+            };
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let polled = match self.ahead.pop_front() {
+            Some(bytes) => Poll::Ready(Some(Ok(bytes))),
+            None => self.poll_rest(cx),
+        };
+        if let Poll::Ready(Some(Ok(bytes))) = &polled
+            && let Some(left) = self.left.as_mut()
+        {
+            *left = left.saturating_sub(bytes.len() as u64);
+        }
+        if matches!(polled, Poll::Ready(None)) || self.is_end_stream() {
+            self.state.done.set(true);
+        }
+        polled.map(|piece| piece.map(|bytes| bytes.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
