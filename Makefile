@@ -2,13 +2,13 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test check build clients deploy-check clean
+.PHONY: help run test check build many clients clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 run: ## the gateway in front of a simulated upstream over HTTPS; prints a curl line to paste
-	$(CARGO) run --release --quiet -- demo
+	$(CARGO) run --quiet --bin tidegate -- demo
 
 build: ## the program, as deployed: target/release/tidegate
 	$(CARGO) build --release --bin tidegate
@@ -21,6 +21,9 @@ check: ## format, lints, tests, documentation
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (release build)
+	TIDEGATE_STREAMS=9000 $(CARGO) test --release --test many -- --nocapture
 
 clients: ## real clients (openai for Python and Node, curl) against `tidegate demo`
 	tests/clients/run

@@ -1,4 +1,4 @@
-//! `tidegate-load`: the load generator.
+//! `tidegate-load`, the load generator.
 //! Only a skeleton yet: it comes with the comparison of proxies.
 
 use std::process::ExitCode;
