@@ -52,6 +52,8 @@ pub const RESERVED_FILES: u64 = 256;
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections dialled at once towards one HTTP/2 endpoint by one worker.
 pub const DIALS_AT_ONCE: usize = 16;
+/// How long a new HTTP/2 upstream connection is expected to make room once its SETTINGS come.
+pub const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 /// Attempts to find a live pooled connection before a request fails; each lost one had closed
 /// before a byte of the request was written.
 pub const POOL_ATTEMPTS: usize = 4;

@@ -32,6 +32,9 @@ use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
 use crate::upstream::connect::{Dialed, Dialer, Link, Protocol, Transport};
 use crate::upstream::upload::Upload;
 
+/// Streams on an HTTP/2 connection before the peer has told how many it takes.
+const UNSETTLED: usize = 1;
+
 type H2Connection = http2::Connection<Transport, Upload, Watch>;
 type Waiter = oneshot::Sender<Result<Lease, Failure>>;
 
@@ -68,6 +71,7 @@ pub(crate) struct Shared {
     /// Streams the peer allows, as last seen.
     streams_max: Cell<usize>,
     live: Cell<usize>,
+    opened: Moment,
     idle_since: Cell<Moment>,
     task: RefCell<Option<AbortHandle>>,
 }
@@ -186,16 +190,26 @@ impl Pool {
     fn dial_for_waiters(self: &Rc<Pool>) {
         let waiting = self.waiters.borrow().iter().filter(|w| !w.is_closed()).count();
         let wanted = match self.protocol.get() {
-            None => 1,
+            None => waiting.min(1),
             Some(Protocol::H1) => waiting,
-            Some(Protocol::H2) => {
-                waiting.div_ceil(self.room_each.get().max(1)).min(limits::DIALS_AT_ONCE)
-            }
+            Some(Protocol::H2) => self.shared_wanted(waiting),
         };
-        for _ in self.dials.get()..wanted.min(waiting) {
+        for _ in self.dials.get()..wanted {
             self.dials.set(self.dials.get() + 1);
             tokio::task::spawn_local(dial(self.clone()));
         }
+    }
+
+    /// HTTP/2 connections to dial for `waiting` requests, beside those whose SETTINGS will make
+    /// room any moment. A peer that allows no streams at all gets no further connections.
+    fn shared_wanted(&self, waiting: usize) -> usize {
+        let now = self.clock.now();
+        let each = self.room_each.get();
+        let shared = self.shared.borrow();
+        let unsettled = shared.iter().filter(|s| s.is_unsettled(now)).count();
+        let barren = shared.iter().filter(|s| s.live.get() == 0 && s.room() == 0).count();
+        let wanted = waiting.saturating_sub(unsettled * each).div_ceil(each);
+        wanted.saturating_sub(barren).min(limits::DIALS_AT_ONCE)
     }
 
     fn dial_failed(&self, failure: &Failure) {
@@ -307,8 +321,7 @@ async fn open_h2(pool: &Rc<Pool>, transport: Transport) -> hyper::Result<()> {
         .timer(TokioTimer::new())
         .initial_connection_window_size(u32::try_from(i32::MAX).expect("2^31-1"))
         .initial_stream_window_size(limits::UPSTREAM_STREAM_WINDOW)
-        // One stream until the peer's SETTINGS have told how many it takes.
-        .initial_max_send_streams(1)
+        .initial_max_send_streams(UNSETTLED)
         .keep_alive_interval(limits::UPSTREAM_PING)
         .keep_alive_timeout(limits::UPSTREAM_PING_TIMEOUT)
         .keep_alive_while_idle(true)
@@ -318,8 +331,9 @@ async fn open_h2(pool: &Rc<Pool>, transport: Transport) -> hyper::Result<()> {
     let shared = Rc::new(Shared {
         sender,
         connection: connection.clone(),
-        streams_max: Cell::new(1),
+        streams_max: Cell::new(UNSETTLED),
         live: Cell::new(0),
+        opened: pool.clock.now(),
         idle_since: Cell::new(pool.clock.now()),
         task: RefCell::default(),
     });
@@ -343,6 +357,11 @@ impl Shared {
             return 0;
         }
         self.streams_max.get().saturating_sub(self.live.get())
+    }
+
+    /// Whether the peer's SETTINGS are probably still on their way.
+    fn is_unsettled(&self, now: Moment) -> bool {
+        self.streams_max.get() == UNSETTLED && now.since(self.opened) < limits::SETTINGS_WAIT
     }
 }
 
