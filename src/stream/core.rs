@@ -30,6 +30,9 @@ use crate::telemetry::cells::{Cells, Reason};
 use crate::wire::sse::{self, Tracker};
 use crate::wire::wheel::{Tick, Timer, Wheel};
 
+#[cfg(test)]
+mod tests;
+
 /// The limits and habits of a route's streams.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -267,6 +270,10 @@ impl Stream {
         self.life.gave(bytes.len());
         self.control.io().read(self.ground.clock.now());
         out.put(bytes);
+        if self.ahead.is_empty() && self.completed() {
+            // A client may leave now without having missed anything.
+            self.life.end(self.complete_reason());
+        }
         Fill::Data
     }
 
@@ -372,11 +379,18 @@ impl Stream {
             self.ahead.push_back(Bytes::from_static(held));
         }
         if tracker.complete_at_eof() {
-            let told = tracker.error_event();
-            self.finish(if told { Reason::UpstreamError } else { Reason::Completed });
+            self.finish(self.complete_reason());
         } else {
             let text = "the upstream ended the stream before its terminal mark";
             self.fail(Failure::new(Kind::Truncated, text));
+        }
+    }
+
+    /// A stream with its terminal mark is complete, unless an error of the upstream's is in it.
+    fn complete_reason(&self) -> Reason {
+        match &self.tracker {
+            Some(tracker) if tracker.error_event() => Reason::UpstreamError,
+            _ => Reason::Completed,
         }
     }
 
@@ -389,7 +403,7 @@ impl Stream {
     fn fail(&mut self, failure: Failure) {
         if self.completed() {
             // Everything the client waits for is through; how the connection ends is no matter.
-            return self.finish(Reason::Completed);
+            return self.finish(self.complete_reason());
         }
         self.source = Source::Ended;
         let Some(tracker) = self.tracker.as_ref() else {

@@ -12,12 +12,19 @@ use crate::upstream::download::Download;
 /// A response on its way whose head the client has been promised already.
 pub type Awaited = Pin<Box<dyn Future<Output = Result<Download, Failure>>>>;
 
+/// One step of a scripted source; `None` is the clean end.
+#[cfg(test)]
+pub(crate) type Said = Option<Result<Bytes, Failure>>;
+
 /// The upstream's side of a stream. Dropping it cancels what still runs there.
 pub enum Source {
     /// The head was committed before the upstream's own head came.
     Awaiting(Awaited),
     /// A response body through hyper.
     Body(Download),
+    /// What a test says, piece by piece; empty is quiet.
+    #[cfg(test)]
+    Script(std::rc::Rc<std::cell::RefCell<std::collections::VecDeque<Said>>>),
     /// Nothing more.
     Ended,
 }
@@ -38,6 +45,10 @@ impl Source {
                     }
                 },
                 Source::Body(download) => return download.poll_data(cx),
+                #[cfg(test)]
+                Source::Script(said) => {
+                    return said.borrow_mut().pop_front().map_or(Poll::Pending, Poll::Ready);
+                }
                 Source::Ended => return Poll::Ready(None),
             }
         }
@@ -48,6 +59,8 @@ impl Source {
         match self {
             Source::Awaiting(_) => false,
             Source::Body(download) => download.over(),
+            #[cfg(test)]
+            Source::Script(_) => false,
             Source::Ended => true,
         }
     }

@@ -1,0 +1,342 @@
+//! The core on a clock of the test's own: no socket, no runtime, no waiting.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::*;
+use crate::permit::Permits;
+use crate::stream::control::IoState;
+use crate::stream::life::{Birth, Live, Place};
+use crate::stream::source::Said;
+use crate::telemetry::Shape;
+
+const EVENT: &[u8] = b"data: {\"n\":1}\n\n";
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// One stream, its scripted upstream and the time, all in the test's hands.
+struct Bench {
+    time: Rc<Cell<Duration>>,
+    ground: Rc<Ground>,
+    said: Rc<RefCell<VecDeque<Said>>>,
+    permits: Arc<Permits>,
+    live: Rc<Live>,
+    stream: Option<Stream>,
+}
+
+#[derive(Default)]
+struct Got(Vec<u8>);
+
+impl Out for Got {
+    fn put(&mut self, bytes: Bytes) {
+        self.0.extend_from_slice(&bytes);
+    }
+}
+
+impl Bench {
+    fn new(family: Option<Family>) -> Bench {
+        let time = Rc::new(Cell::new(Duration::from_secs(1)));
+        let clock = Clock::Manual(time.clone());
+        let wheel = Wheel::new();
+        wheel.advance(Tick(clock.now().ticks()));
+        let shape = Shape {
+            listeners: vec!["l".into()],
+            upstreams: vec!["u".into()],
+            routes: vec![("r".into(), 0)],
+        };
+        let cells = Arc::new(Cells::new(&shape));
+        let ground = Rc::new(Ground {
+            clock: clock.clone(),
+            wheel: wheel.clone(),
+            cells: cells.clone(),
+            cutting: Rc::default(),
+        });
+        let rules = Rc::new(Rules {
+            heartbeat: Some(Duration::from_secs(15)),
+            style: HeartbeatStyle::Comment,
+            first_byte: Duration::from_secs(60),
+            idle: Duration::from_secs(40),
+            total: Duration::from_secs(600),
+            max_event: 1000,
+        });
+        let (permits, live) = (Permits::new(1), Rc::<Live>::default());
+        let stall = Duration::from_secs(30);
+        let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, stall);
+        let life = Life::begin(Birth {
+            live: live.clone(),
+            cells,
+            clock,
+            permit: permits.take().expect("one place"),
+            place: Rc::new(Place {
+                route: "r".into(),
+                route_index: 0,
+                upstream: "u".into(),
+                upstream_index: 0,
+            }),
+            id: "id".into(),
+            trace_id: "trace".into(),
+            control: control.clone(),
+        });
+        let said = Rc::<RefCell<VecDeque<Said>>>::default();
+        let source = Source::Script(said.clone());
+        let stream = match family {
+            Some(family) => Stream::events(ground.clone(), rules, family, source, control, life),
+            None => Stream::opaque(ground.clone(), rules, source, control, life),
+        };
+        Bench { time, ground, said, permits, live, stream: Some(stream) }
+    }
+
+    fn says(&self, bytes: &[u8]) {
+        self.said.borrow_mut().push_back(Some(Ok(Bytes::copy_from_slice(bytes))));
+    }
+
+    fn ends(&self) {
+        self.said.borrow_mut().push_back(None);
+    }
+
+    fn fails(&self, kind: Kind) {
+        self.said.borrow_mut().push_back(Some(Err(Failure::new(kind, "it broke"))));
+    }
+
+    fn pass(&self, time: Duration) {
+        self.time.set(self.time.get() + time);
+        self.ground.wheel.advance(Tick(self.ground.clock.now().ticks()));
+    }
+
+    /// All that comes now, and the end if it came.
+    fn fill(&mut self) -> (String, Option<End>) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut got = Got::default();
+        let stream = self.stream.as_mut().expect("not dropped");
+        let end = loop {
+            match stream.poll_fill(&mut cx, &mut got) {
+                Poll::Ready(Fill::Data) => {}
+                Poll::Ready(Fill::End(end)) => break Some(end),
+                Poll::Pending => break None,
+            }
+        };
+        (String::from_utf8(got.0).expect("text"), end)
+    }
+
+    fn prime(&mut self, commit_at: Option<Tick>) -> Poll<Result<(), Kind>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let stream = self.stream.as_mut().expect("not dropped");
+        stream.poll_prime(&mut cx, commit_at).map_err(|failure| failure.kind)
+    }
+
+    /// Drops the stream; the reasons counted.
+    fn settle(&mut self) -> Vec<Reason> {
+        self.stream = None;
+        assert_eq!(self.permits.used(), 0, "the permit came back");
+        assert!(self.live.is_empty(), "the row is gone");
+        assert_eq!(self.ground.cells.route(0).streams_live.get(), 0);
+        let upstream = self.ground.cells.upstream(0);
+        let counted = |reason: &Reason| upstream.ended(*reason).get() as usize;
+        Reason::ALL.iter().flat_map(|r| std::iter::repeat_n(*r, counted(r))).collect()
+    }
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn heartbeats_come_only_between_events_and_only_when_it_is_quiet() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    assert_eq!(bench.fill(), ("data: {\"n\":1}\n\n".into(), None));
+    bench.pass(seconds(14));
+    assert_eq!(bench.fill(), (String::new(), None), "not yet");
+    bench.pass(seconds(2));
+    assert_eq!(bench.fill(), (": ping\n".into(), None));
+    bench.says(b"data: {\"half");
+    assert_eq!(bench.fill().0, "data: {\"half");
+    bench.pass(seconds(20));
+    assert_eq!(bench.fill(), (String::new(), None), "never inside an event");
+    bench.says(b"\":2}\n\n");
+    assert_eq!(bench.fill().0, "\":2}\n\n");
+    assert_eq!(bench.ground.cells.heartbeats.get(), 1);
+}
+
+#[test]
+fn heartbeats_do_not_hide_a_dead_upstream() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.fill();
+    let mut got = String::new();
+    let end = loop {
+        bench.pass(seconds(1));
+        let (text, end) = bench.fill();
+        got += &text;
+        if end.is_some() {
+            break end;
+        }
+    };
+    assert_eq!(got.matches(": ping\n").count(), 2, "at 15 s and 30 s of 40 s");
+    assert!(got.contains("upstream_idle_timeout") && got.ends_with("\n\n"), "{got}");
+    assert_eq!(end, Some(End::Cut));
+    assert_eq!(bench.settle(), [Reason::UpstreamTimeout]);
+}
+
+#[test]
+fn a_first_event_that_never_comes_is_a_failure_before_the_commit_and_an_error_event_after() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(b": thinking\n");
+    assert!(bench.prime(None).is_pending(), "a comment does not commit");
+    bench.pass(seconds(61));
+    assert_eq!(bench.prime(None), Poll::Ready(Err(Kind::FirstByte)));
+
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    let commit_at = Some(bench.ground.wheel.now().after(seconds(20)));
+    assert!(bench.prime(commit_at).is_pending());
+    bench.pass(seconds(21));
+    assert_eq!(bench.prime(commit_at), Poll::Ready(Ok(())));
+    assert_eq!(bench.fill(), (": ping\n".into(), None), "heartbeats start with the commit");
+    bench.pass(seconds(45));
+    let (text, end) = bench.fill();
+    assert!(text.contains("upstream_first_byte_timeout"), "{text}");
+    assert_eq!(end, Some(End::Cut));
+    assert_eq!(bench.settle(), [Reason::UpstreamTimeout]);
+}
+
+#[test]
+fn the_total_limit_ends_a_busy_stream() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    let end = loop {
+        bench.says(EVENT);
+        let (text, end) = bench.fill();
+        if end.is_some() {
+            assert!(text.contains("total_timeout"), "{text}");
+            break end;
+        }
+        bench.pass(seconds(5));
+    };
+    assert_eq!(end, Some(End::Cut));
+    assert!(bench.time.get() <= seconds(611));
+    assert_eq!(bench.settle(), [Reason::Limit]);
+}
+
+#[test]
+fn only_the_terminal_mark_makes_an_end_complete() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.says(DONE);
+    bench.ends();
+    assert_eq!(bench.fill(), ("data: {\"n\":1}\n\ndata: [DONE]\n\n".into(), Some(End::Clean)));
+    assert_eq!(bench.settle(), [Reason::Completed]);
+
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.ends();
+    let (text, end) = bench.fill();
+    assert!(text.starts_with("data: {\"n\":1}\n\ndata: {\"error\":"), "{text}");
+    assert_eq!((text.matches("\"error\"").count(), end), (1, Some(End::Cut)));
+    assert_eq!(bench.settle(), [Reason::UpstreamTruncated]);
+
+    let mut bench = Bench::new(Some(Family::Plain));
+    bench.says(EVENT);
+    bench.ends();
+    assert_eq!(bench.fill().1, Some(End::Clean), "plain streams end with their body");
+    assert_eq!(bench.settle(), [Reason::Completed]);
+}
+
+#[test]
+fn an_error_in_mid_event_stands_alone_and_the_upstreams_own_is_not_doubled() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(b"data: {\"half");
+    bench.fails(Kind::Truncated);
+    let (text, end) = bench.fill();
+    assert!(text.starts_with("data: {\"half\n\ndata: {\"error\":"), "{text}");
+    assert_eq!(end, Some(End::Cut));
+    assert_eq!(bench.settle(), [Reason::UpstreamTruncated]);
+
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.says(b"data: {\"error\":{\"message\":\"full\"}}\n\n");
+    bench.ends();
+    let (text, end) = bench.fill();
+    assert_eq!((text.matches("\"error\"").count(), end), (1, Some(End::Cut)));
+    assert_eq!(bench.settle(), [Reason::UpstreamError]);
+}
+
+#[test]
+fn after_the_terminal_mark_nothing_can_go_wrong_any_more() {
+    for how in ["fails", "stays open"] {
+        let mut bench = Bench::new(Some(Family::OpenAi));
+        bench.says(DONE);
+        if how == "fails" {
+            bench.fails(Kind::Truncated);
+        }
+        let (text, mut end) = bench.fill();
+        assert_eq!(text, "data: [DONE]\n\n");
+        if how == "stays open" {
+            assert_eq!(end, None);
+            bench.pass(limits::AFTER_TERMINAL + limits::TICK);
+            let (text, later) = bench.fill();
+            assert_eq!(text, "", "and no heartbeat after it");
+            end = later;
+        }
+        assert_eq!(end, Some(End::Clean), "{how}");
+        assert_eq!(bench.settle(), [Reason::Completed]);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_after_the_terminal_mark_has_everything() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.fill();
+    assert_eq!(bench.settle(), [Reason::ClientClosed]);
+
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(DONE);
+    bench.fill();
+    assert_eq!(bench.settle(), [Reason::Completed]);
+}
+
+#[test]
+fn an_error_or_an_end_first_is_a_failure_before_the_commit() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(b"data: {\"error\":{\"message\":\"full\",\"code\":429}}\n\n");
+    assert_eq!(bench.prime(None), Poll::Ready(Err(Kind::ErrorFirst)));
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.ends();
+    assert_eq!(bench.prime(None), Poll::Ready(Err(Kind::Empty)));
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(&[EVENT, b"data: {\"error\":{\"message\":\"later\"}}\n\n"].concat());
+    assert_eq!(bench.prime(None), Poll::Ready(Ok(())), "the first event was good");
+}
+
+#[test]
+fn an_event_beyond_its_limit_is_cut_and_counted() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.says(&[b"data: ".as_slice(), &[b'x'; 2000]].concat());
+    let (text, end) = bench.fill();
+    assert!(text.contains("event_too_long"), "{text}");
+    assert_eq!(end, Some(End::Cut));
+    assert_eq!(bench.settle(), [Reason::Limit]);
+}
+
+#[test]
+fn a_drain_deadline_ends_a_stream_with_an_error_event() {
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    bench.fill();
+    bench.ground.cutting.set(true);
+    let (text, end) = bench.fill();
+    assert!(text.contains("\"draining\"") && end == Some(End::Cut), "{text}");
+    assert_eq!(bench.settle(), [Reason::Drain]);
+}
+
+#[test]
+fn other_responses_pass_without_additions_and_end_uncleanly_without_words() {
+    let mut bench = Bench::new(None);
+    bench.says(b"{\"half\":");
+    assert_eq!(bench.fill().0, "{\"half\":");
+    bench.pass(seconds(20));
+    assert_eq!(bench.fill(), (String::new(), None), "no heartbeat");
+    bench.fails(Kind::Truncated);
+    assert_eq!(bench.fill(), (String::new(), Some(End::Cut)));
+    assert_eq!(bench.settle(), [Reason::UpstreamTruncated]);
+}
