@@ -132,8 +132,12 @@ impl Stream {
         rules: Rc<Rules>,
         source: Source,
         control: Rc<Control>,
-        life: Life,
+        mut life: Life,
     ) -> Stream {
+        if source.over() {
+            // The answer to a HEAD, a 204 or a 304: hyper will not ask even once.
+            life.end(Reason::Completed);
+        }
         Stream::new(ground, rules, Family::Plain, source, None, control, life)
     }
 
