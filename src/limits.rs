@@ -23,6 +23,9 @@ pub const BODY_PREFETCH: usize = 64 * 1024;
 
 /// Bytes of a response after which its head is committed even without a first event.
 pub const COMMIT_BYTES: usize = 16 * 1024;
+/// Largest piece of a response handed to hyper at once, bytes: hyper's HTTP/2 side buffers a piece
+/// whole as soon as one byte of it may go.
+pub const PIECE: usize = 16 * 1024;
 /// Pause between a flushed error event and the cut, so that slow readers see the event
 /// (Node's fetch drops what is not yet consumed when the connection breaks).
 pub const CUT_LINGER: Duration = Duration::from_millis(250);
@@ -42,6 +45,20 @@ pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
 /// HTTP/2 receive window of one upstream stream, bytes: what a lagging client's stream may hold.
 pub const UPSTREAM_STREAM_WINDOW: u32 = 64 * 1024;
 
+/// Most bytes of chunk extensions in one message.
+pub const CHUNK_EXTENSION_BYTES: u16 = 4 * 1024;
+/// Most bytes of trailer lines in one message, line ends included.
+pub const CHUNK_TRAILER_BYTES: u16 = 16 * 1024;
+/// Longest value of a watched JSON key that is kept, bytes of UTF-8.
+pub const SCANNED_VALUE_BYTES: usize = 256;
+/// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
+/// 500 bytes each this bounds the queue to 4 MiB.
+pub const LOG_LINES: usize = 8192;
+
+/// First pause after a failed accept (out of files).
+pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// Longest pause after failed accepts.
+pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// TCP listen backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// Unsent bytes the kernel queues per socket (TCP_NOTSENT_LOWAT).

@@ -157,7 +157,7 @@ fn many_streams_at_once_complete_without_loss_or_mixture() {
         let live = at_once.live();
         let connections =
             at_once.sum("tidegate_upstream_connections{upstream=\"sim\",state=\"active\"}");
-        println!(
+        eprintln!(
             "{live} streams live at once over {connections} upstream connections, \
              resident {:.1} MB, opened in {:.1} s",
             at_once.get("process_resident_memory_bytes") / 1e6,
@@ -169,6 +169,6 @@ fn many_streams_at_once_complete_without_loss_or_mixture() {
         let after = stage::scrape::until(admin, "all ended", |m| m.live() == 0.0).await;
         assert_eq!(after.ended("completed"), streams as f64);
         assert!(after.get("tidegate_heartbeats_total") >= streams as f64, "while they waited");
-        println!("all complete and in order after {:.1} s", begun.elapsed().as_secs_f64());
+        eprintln!("all complete and in order after {:.1} s", begun.elapsed().as_secs_f64());
     });
 }

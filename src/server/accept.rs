@@ -6,17 +6,15 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::limits;
 use crate::permit::Permits;
 use crate::server::worker::Floor;
 use crate::server::{connection, listen};
 use crate::telemetry::cells::Rejection;
 
-const BACKOFF_MIN: Duration = Duration::from_millis(10);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\
     retry-after: 1\r\nconnection: close\r\n\r\n";
 
@@ -26,18 +24,18 @@ pub async fn serve(listener: TcpListener, index: usize, floor: Rc<Floor>, places
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "a listener could not be taken over"),
     };
-    let mut backoff = BACKOFF_MIN;
+    let mut backoff = limits::ACCEPT_BACKOFF_MIN;
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
-                backoff = BACKOFF_MIN;
+                backoff = limits::ACCEPT_BACKOFF_MIN;
                 take(socket, index, &floor, &places);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, ?backoff, "accept failed; raise LimitNOFILE if it is files");
                 tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
+                backoff = (backoff * 2).min(limits::ACCEPT_BACKOFF_MAX);
             }
         }
     }

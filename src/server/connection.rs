@@ -61,3 +61,18 @@ async fn open(mut socket: TcpStream, floor: &Floor) -> Option<(Socket, Vec<u8>, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A task lives as long as its connection: what is held across an await is held per client.
+    #[test]
+    fn a_connections_task_is_small() {
+        fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(serve);
+        assert!(bytes <= 4096, "{bytes} bytes");
+    }
+}

@@ -1,6 +1,6 @@
 //! The sink for hyper: a stream as an HTTP body.
 //!
-//! Gives at most [`PIECE`] bytes at once, so that hyper's HTTP/2 side, which buffers a piece as
+//! Gives at most [`limits::PIECE`] bytes at once, so that hyper's HTTP/2 side, which buffers a piece as
 //! soon as a byte of it may go, holds little for a client that lags.
 //!
 //! Invariant: it never fails. An unclean end is asked of the [`Control`] and then waited for.
@@ -14,11 +14,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::limits;
 use crate::stream::control::Control;
 use crate::stream::core::{End, Fill, Out, Stream};
-
-/// Largest piece handed to hyper at once, bytes.
-const PIECE: usize = 16 * 1024;
 
 /// A response body towards a client.
 pub enum ClientBody {
@@ -77,7 +75,7 @@ impl StreamBody {
                 }
             }
         }
-        let bytes = self.piece.0.split_to(self.piece.0.len().min(PIECE));
+        let bytes = self.piece.0.split_to(self.piece.0.len().min(limits::PIECE));
         self.control.gave(bytes.len());
         Poll::Ready(Some(bytes))
     }

@@ -19,6 +19,9 @@ use crate::limits;
 use crate::telemetry::cells::{Cells, Reason};
 use crate::wire::wheel::{Tick, Timer, Wheel};
 
+#[cfg(test)]
+mod tests;
+
 /// What a client connection's socket is doing; kept by the IO wrapper, read by controls.
 #[derive(Debug, Default)]
 pub struct IoState {

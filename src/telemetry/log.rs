@@ -19,10 +19,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::labels::Reason;
 use crate::limits;
 
-/// Lines that wait for the writing thread; beyond it they are dropped and counted. At about 500
-/// bytes each this bounds the queue to 4 MiB.
-pub const LINES_WAITING_MAX: usize = 8192;
-
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Form of the log lines.
@@ -55,7 +51,7 @@ pub fn init(level: &str, format: Format) -> LogGuard {
     let terminal = std::io::stdout().is_terminal();
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(LINES_WAITING_MAX)
+        .buffered_lines_limit(limits::LOG_LINES)
         .thread_name("log")
         .finish(std::io::stdout());
     let dropped = writer.error_counter();

@@ -457,7 +457,7 @@ fn dependencies_stay_quiet_at_every_level() {
 fn child_that_logs_too_much() {
     let _guard = super::log::init("loud", Format::Auto);
     let _second = super::log::init("off", Format::Text);
-    for _ in 0..4 * super::log::LINES_WAITING_MAX {
+    for _ in 0..4 * crate::limits::LOG_LINES {
         stream_end(&end());
     }
     eprintln!("dropped {}", super::log::dropped_lines());
@@ -491,7 +491,7 @@ fn a_reader_that_is_too_slow_costs_counted_lines() {
     let lines: Vec<_> = lines.into_iter().flatten().collect();
     assert_eq!(lines[0]["message"], "unknown log level, using info");
     assert_eq!(lines[1]["message"], "stream ended");
-    assert!(lines.len() + dropped <= 4 * super::log::LINES_WAITING_MAX + 1);
+    assert!(lines.len() + dropped <= 4 * crate::limits::LOG_LINES + 1);
 }
 
 /// What one update costs: `cargo test --release --lib cells_cost -- --ignored --nocapture`.

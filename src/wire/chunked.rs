@@ -10,13 +10,11 @@ use std::ops::Range;
 
 use memchr::memchr2;
 
+use crate::limits::{CHUNK_EXTENSION_BYTES, CHUNK_TRAILER_BYTES};
+
 #[cfg(test)]
 mod tests;
 
-/// Most bytes of chunk extensions in one message.
-pub const EXTENSION_BYTES_MAX: u16 = 4 * 1024;
-/// Most bytes of trailer lines in one message, line ends included.
-pub const TRAILER_BYTES_MAX: u16 = 16 * 1024;
 /// Most digits of a chunk size, leading zeros included: more could overflow 64 bits.
 pub const SIZE_DIGITS_MAX: u8 = 16;
 
@@ -35,10 +33,10 @@ pub enum ChunkError {
     /// Payload goes on after the announced size.
     #[error("chunk is longer than its size")]
     Overrun,
-    /// Extensions beyond [`EXTENSION_BYTES_MAX`].
+    /// Extensions beyond [`CHUNK_EXTENSION_BYTES`].
     #[error("chunk extensions are too long")]
     ExtensionsTooLong,
-    /// Trailers beyond [`TRAILER_BYTES_MAX`].
+    /// Trailers beyond [`CHUNK_TRAILER_BYTES`].
     #[error("trailers are too long")]
     TrailersTooLong,
 }
@@ -160,14 +158,14 @@ impl Decoder {
             (State::Broken(error), _) => return Err(error),
             (State::Size, b'\r') => State::SizeLf,
             (State::Size, b';') => {
-                self.skip(1, EXTENSION_BYTES_MAX, ChunkError::ExtensionsTooLong)?;
+                self.skip(1, CHUNK_EXTENSION_BYTES, ChunkError::ExtensionsTooLong)?;
                 State::Extension
             }
             (State::SizeStart | State::Size, _) => self.size(byte)?,
             (State::Extension, b'\r') => State::SizeLf,
             (State::Extension, _) => {
                 used = text(bytes)?;
-                self.skip(used, EXTENSION_BYTES_MAX, ChunkError::ExtensionsTooLong)?;
+                self.skip(used, CHUNK_EXTENSION_BYTES, ChunkError::ExtensionsTooLong)?;
                 State::Extension
             }
             (State::SizeLf, b'\n') => {
@@ -186,11 +184,11 @@ impl Decoder {
             (State::Trailer, b'\r') => State::TrailerLf,
             (State::TrailerStart | State::Trailer, _) => {
                 used = text(bytes)?;
-                self.skip(used, TRAILER_BYTES_MAX, ChunkError::TrailersTooLong)?;
+                self.skip(used, CHUNK_TRAILER_BYTES, ChunkError::TrailersTooLong)?;
                 State::Trailer
             }
             (State::TrailerLf, b'\n') => {
-                self.skip(2, TRAILER_BYTES_MAX, ChunkError::TrailersTooLong)?;
+                self.skip(2, CHUNK_TRAILER_BYTES, ChunkError::TrailersTooLong)?;
                 State::TrailerStart
             }
             (State::EndLf, b'\n') => State::Done,

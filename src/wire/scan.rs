@@ -10,11 +10,11 @@
 
 use memchr::memchr2;
 
+use crate::limits::SCANNED_VALUE_BYTES;
+
 #[cfg(test)]
 mod tests;
 
-/// Longest string value that is kept, bytes of UTF-8.
-const VALUE_BYTES_MAX: usize = 256;
 /// Longest number or literal that can matter: `u64::MAX` has 20 digits.
 const SCALAR_BYTES_MAX: usize = 20;
 /// Longer than any key that matters.
@@ -377,7 +377,7 @@ impl Scanner {
 }
 
 fn limit(usage: Use) -> usize {
-    if usage == Use::Key { KEY_BYTES_MAX } else { VALUE_BYTES_MAX }
+    if usage == Use::Key { KEY_BYTES_MAX } else { SCANNED_VALUE_BYTES }
 }
 
 fn key(text: &[u8]) -> Key {

@@ -15,7 +15,7 @@ fn scan(pieces: &[&[u8]]) -> Found {
 fn parsed(bytes: &[u8]) -> Found {
     let value: Value = serde_json::from_slice(bytes).unwrap();
     let text = |key: &str| {
-        let text = value.get(key)?.as_str().filter(|text| text.len() <= VALUE_BYTES_MAX);
+        let text = value.get(key)?.as_str().filter(|text| text.len() <= SCANNED_VALUE_BYTES);
         text.map(Box::from)
     };
     let number = |key: &str| value.get(key).and_then(Value::as_u64);

@@ -1,0 +1,107 @@
+//! The way to an unclean end, on a clock of the test's own.
+
+use std::task::Waker;
+
+use super::*;
+use crate::telemetry::Shape;
+
+struct Bench {
+    io: Rc<IoState>,
+    wheel: Wheel,
+    cells: Arc<Cells>,
+    control: Option<Rc<Control>>,
+}
+
+const STALL: Duration = Duration::from_secs(30);
+
+impl Bench {
+    fn new() -> Bench {
+        let none = Shape { listeners: vec![], upstreams: vec![], routes: vec![] };
+        let (io, wheel, cells) = (Rc::default(), Wheel::new(), Arc::new(Cells::new(&none)));
+        let control = Control::new(Rc::clone(&io), cells.clone(), &wheel, STALL);
+        Bench { io, wheel, cells, control: Some(control) }
+    }
+
+    fn control(&self) -> &Control {
+        self.control.as_ref().expect("not dropped")
+    }
+
+    fn pass(&self, time: Duration) {
+        self.wheel.advance(self.wheel.now().after(time));
+    }
+
+    fn poll(&self) -> Poll<Cut> {
+        self.control().poll_cut(&mut Context::from_waker(Waker::noop()))
+    }
+}
+
+#[test]
+fn a_cut_waits_for_the_flush_and_then_for_the_linger() {
+    let bench = Bench::new();
+    assert!(bench.poll().is_pending());
+    bench.control().cut();
+    bench.pass(limits::CUT_LINGER * 4);
+    assert!(bench.poll().is_pending(), "nothing was flushed yet");
+    bench.io.flushed();
+    assert!(bench.poll().is_pending(), "flushed, lingering");
+    bench.pass(limits::TICK);
+    assert!(bench.poll().is_pending());
+    bench.pass(limits::CUT_LINGER);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Close));
+    assert_eq!(bench.control().ended(), None, "the body knows why");
+}
+
+#[test]
+fn http_1_0_is_reset_for_a_fin_would_look_clean() {
+    let bench = Bench::new();
+    bench.control().ends_by_close();
+    bench.control().cut();
+    bench.io.flushed();
+    assert!(bench.poll().is_pending());
+    bench.pass(limits::CUT_LINGER + limits::TICK);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_after_client_stall_and_any_progress_counts() {
+    let bench = Bench::new();
+    bench.control().gave(1000);
+    bench.control().asked();
+    bench.io.blocked(bench.wheel.now());
+    assert!(bench.poll().is_pending());
+    assert!(bench.control().lagging());
+    assert_eq!((bench.cells.stalled_streams.get(), bench.cells.backlog_bytes.get()), (1, 1000));
+    bench.pass(STALL - limits::TICK * 2);
+    assert!(bench.poll().is_pending());
+    bench.io.wrote(&Clock::System);
+    assert!(bench.poll().is_pending());
+    assert_eq!((bench.cells.stalled_streams.get(), bench.cells.backlog_bytes.get()), (0, 0));
+    bench.io.blocked(bench.wheel.now());
+    bench.pass(STALL - limits::TICK * 2);
+    assert!(bench.poll().is_pending(), "counted anew since the progress");
+    bench.pass(limits::TICK * 2);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
+    assert_eq!(bench.control().ended(), Some(Reason::ClientStalled));
+}
+
+#[test]
+fn a_body_that_is_not_asked_for_more_means_a_closed_window() {
+    let mut bench = Bench::new();
+    bench.control().gave(500);
+    bench.pass(STALL);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset), "HTTP/2: no capacity for client_stall");
+    assert_eq!(bench.control().ended(), Some(Reason::ClientStalled));
+    bench.control = None;
+    assert_eq!((bench.cells.stalled_streams.get(), bench.cells.backlog_bytes.get()), (0, 0));
+}
+
+#[test]
+fn a_cut_towards_a_client_that_lags_happens_at_client_stall_at_the_latest() {
+    let bench = Bench::new();
+    bench.io.blocked(bench.wheel.now());
+    bench.pass(STALL / 2);
+    bench.control().cut();
+    assert!(bench.poll().is_pending());
+    bench.pass(STALL / 2);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
+}
