@@ -17,6 +17,8 @@ pub const CLIENT_IDLE: Duration = Duration::from_secs(75);
 pub const CLIENT_BODY_IDLE: Duration = Duration::from_secs(30);
 /// Largest request head, bytes, on HTTP/1.1 and HTTP/2; above it: 431.
 pub const CLIENT_HEAD_BYTES: usize = 64 * 1024;
+/// Most header fields of a request on HTTP/1.1; above it: 431. hyper's own limit is the same.
+pub const CLIENT_HEAD_FIELDS: u16 = 100;
 /// How much of a request body is read before the upstream is contacted; a body that ends within it
 /// is sent with its length known and is known to be well framed.
 pub const BODY_PREFETCH: usize = 64 * 1024;

@@ -127,7 +127,12 @@ async fn proxy(
     match exchange.await_head(sending, &upload_state, &life).await {
         Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
         Ok(Head::Promised(sending)) => Ok(exchange.promise(sending, life)),
-        Err(failure) => Err(failed(&mut life, family, failure)),
+        Err(failure) => {
+            if matches!(failure.kind, Kind::BadRequest | Kind::BodySlow) {
+                gateway.cells().rejections(Rejection::Body).inc();
+            }
+            Err(failed(&mut life, family, failure))
+        }
     }
 }
 

@@ -30,13 +30,16 @@ use crate::telemetry::trace;
 use crate::wire::guard::Fault;
 use crate::wire::wheel::{Tick, Timer};
 
-/// hyper's smallest buffer.
-const HYPER_BUFFER_MIN: usize = 8 * 1024;
+/// hyper's smallest buffer: its limit is one for both directions, so a head that the guard lets
+/// through must fit, or hyper refuses it in its own words.
+const HYPER_BUFFER_MIN: usize = limits::CLIENT_HEAD_BYTES + 8 * 1024;
 
 /// Why hyper's part is over.
 enum Verdict {
     /// hyper ended it.
     Done,
+    /// hyper refused a request by itself, in its own words: what the guard does not judge.
+    Refused(Rejection),
     /// A response has to end uncleanly.
     Cut(Cut),
     /// The next request must not reach hyper.
@@ -74,10 +77,11 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
     // Only now may hyper's part go: its fall settles the request it was busy with.
     let io = match verdict {
         Verdict::Done => return,
+        Verdict::Refused(limit) => return cells.rejections(limit).inc(),
         _ => hyper.into_parts().io.into_inner(),
     };
     match verdict {
-        Verdict::Done => {}
+        Verdict::Done | Verdict::Refused(_) => {}
         Verdict::Cut(Cut::Close) => io.close().await,
         Verdict::Cut(Cut::Reset) => io.reset(),
         Verdict::Expired => {}
@@ -135,6 +139,12 @@ impl Watch {
         if let Poll::Ready(ended) = Pin::new(&mut *hyper).poll(cx) {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a client's HTTP/1.1 connection ended");
+                if error.is_parse_too_large() {
+                    return Poll::Ready(Verdict::Refused(Rejection::Head));
+                }
+                if error.is_parse() {
+                    return Poll::Ready(Verdict::Refused(Rejection::BadRequest));
+                }
             }
             return Poll::Ready(Verdict::Done);
         }

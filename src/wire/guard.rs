@@ -1,16 +1,16 @@
 //! The guard that every byte of an HTTP/1 client passes before the HTTP library sees it.
 //!
 //! Owns: refusing what a gateway must refuse and the library accepts and then hides (bare LF, a
-//! fragment in the target, doubled or mixed framing headers; RFC 9112, sections 2.2, 3.2 and 6).
-//! It follows the message framing, so pipelined heads are checked too. Refuses: to judge anything
-//! else (methods, hosts, versions, ordinary headers). Invariant: the library never sees the byte
+//! fragment in the target, doubled or mixed framing headers; RFC 9112, sections 2.2, 3.2 and 6),
+//! and what the library would refuse without a word of why (no request line, control characters,
+//! too many fields). It follows the message framing, so pipelined heads are checked too. Refuses:
+//! to judge what a head means (methods, hosts, paths, ordinary headers). Invariant: the library never sees the byte
 //! that would complete a faulty head, nor anything after a fault; and since each byte is framed
 //! here by the strictest reading, the two cannot disagree about where a message ends.
 //! Cost: 64 bytes per connection, nothing on the heap; bodies are skipped, not looked at.
 
-use memchr::{memchr2, memchr3};
-
 use super::chunked::{ChunkError, Decoder};
+use crate::limits;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +20,8 @@ const NAMES: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
 const NAME_LENGTH: u8 = 0b01;
 const NAME_CODING: u8 = 0b10;
 const CHUNKED: &[u8; 7] = b"chunked";
+/// What a request line ends in, before the minor version.
+const VERSION: &[u8; 7] = b"HTTP/1.";
 
 /// What is wrong with a request; the message tells its sender what to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,15 @@ pub enum Fault {
     /// RFC 9112, 5.1: a token, then a colon, and no white space between.
     #[error("a header line must be a name, directly followed by a colon")]
     BadFieldName,
+    /// RFC 9112, 3: a method, a target and a version, with one space between.
+    #[error("a request must begin with a line like 'GET /path HTTP/1.1'")]
+    BadRequestLine,
+    /// RFC 9110, 5.5: no control characters but tabs.
+    #[error("a header value must not contain control characters")]
+    BadFieldValue,
+    /// More fields than [`limits::CLIENT_HEAD_FIELDS`].
+    #[error("the request head has more than {} fields", limits::CLIENT_HEAD_FIELDS)]
+    TooManyFields,
     /// RFC 9112, 3.2: no form of a request target has a fragment.
     #[error("the request target must not contain '#'")]
     Fragment,
@@ -68,7 +79,7 @@ pub enum Fault {
 impl Fault {
     /// The status to answer with: 431 for a head too large, else 400.
     pub fn status(&self) -> u16 {
-        if *self == Fault::HeadTooLarge { 431 } else { 400 }
+        if matches!(self, Fault::HeadTooLarge | Fault::TooManyFields) { 431 } else { 400 }
     }
 }
 
@@ -92,8 +103,10 @@ enum At {
     IdleLf,
     /// The method, or the space after it.
     Method,
-    /// The target and the version, or the CR after them.
-    Target,
+    /// The target, of which there is `any`, or the space after it.
+    Target { any: bool },
+    /// The version, so many bytes of which are here, or the CR after it.
+    Version(u8),
     /// After the CR that ends a line of the head.
     LineLf,
     /// A line's first byte, after the request line.
@@ -138,8 +151,10 @@ pub struct Guard {
     head_bytes_max: u32,
     has_length: bool,
     has_coding: bool,
-    /// The last byte of the request line so far; at its end, the minor version.
+    /// The minor version, as its digit.
     minor: u8,
+    /// Fields of the current head so far.
+    fields: u16,
 }
 
 impl Guard {
@@ -155,6 +170,7 @@ impl Guard {
             has_length: false,
             has_coding: false,
             minor: 0,
+            fields: 0,
         }
     }
 
@@ -232,7 +248,7 @@ impl Guard {
         let byte = bytes[0];
         match self.at {
             At::Method => return self.method(bytes),
-            At::Target => return self.target(bytes),
+            At::Target { any } => return self.target(bytes, any),
             At::Name { alive, pos } => return self.name(bytes, alive, pos),
             At::Value => return self.value(bytes),
             _ => {}
@@ -244,15 +260,23 @@ impl Guard {
         }
         self.at = match (&self.at, byte) {
             (At::Idle, b'\r') => At::IdleLf,
-            (At::Idle, _) => {
+            (At::Idle, _) if is_token(byte) => {
                 self.begin();
                 At::Method
             }
+            (At::Idle, _) => return Err((0, Fault::BadRequestLine)),
+            (At::Version(n), _) => self.version(*n, byte).ok_or((0, Fault::BadRequestLine))?,
             (At::IdleLf, _) => At::Idle,
             (At::LineLf, _) => At::LineStart,
             (At::LineStart, b'\r') => At::EndLf,
             (At::LineStart, b' ' | b'\t') => return Err((0, Fault::FoldedLine)),
-            (At::LineStart, _) => return self.name(bytes, NAME_LENGTH | NAME_CODING, 0),
+            (At::LineStart, _) if self.fields >= limits::CLIENT_HEAD_FIELDS => {
+                return Err((0, Fault::TooManyFields));
+            }
+            (At::LineStart, _) => {
+                self.fields += 1;
+                return self.name(bytes, NAME_LENGTH | NAME_CODING, 0);
+            }
             (At::Length(stage), _) => self.length(*stage, byte).map_err(|fault| (0, fault))?,
             (At::Coding(stage, n), _) => coding(*stage, *n, byte).ok_or((0, CODING))?,
             _ => self.end().map_err(|fault| (0, fault))?,
@@ -264,31 +288,48 @@ impl Guard {
         self.has_length = false;
         self.has_coding = false;
         self.length = 0;
+        self.fields = 0;
     }
 
     fn method(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
-        let Some(n) = memchr3(b' ', b'\r', b'\n', bytes) else { return Ok(bytes.len()) };
-        self.at = match bytes[n] {
-            b' ' => At::Target,
-            b'\r' => At::LineLf,
-            _ => return Err((n, Fault::BareLf)),
+        let Some(n) = bytes.iter().position(|byte| !is_token(*byte)) else {
+            return Ok(bytes.len());
         };
+        match bytes[n] {
+            b' ' => self.at = At::Target { any: false },
+            b'\n' => return Err((n, Fault::BareLf)),
+            _ => return Err((n, Fault::BadRequestLine)),
+        }
         Ok(n + 1)
     }
 
-    fn target(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
-        let found = memchr3(b'#', b'\r', b'\n', bytes);
-        let n = found.unwrap_or(bytes.len());
-        if let Some(last) = bytes[..n].last() {
-            self.minor = *last;
-        }
-        match found.map(|n| bytes[n]) {
-            None => return Ok(n),
-            Some(b'\r') => self.at = At::LineLf,
-            Some(b'\n') => return Err((n, Fault::BareLf)),
-            Some(_) => return Err((n, Fault::Fragment)),
+    fn target(&mut self, bytes: &[u8], any: bool) -> Result<usize, (usize, Fault)> {
+        let ends = |byte: &u8| *byte == b'#' || *byte <= b' ' || *byte == 0x7f;
+        let Some(n) = bytes.iter().position(ends) else {
+            self.at = At::Target { any: true };
+            return Ok(bytes.len());
+        };
+        match bytes[n] {
+            b' ' if any || n > 0 => self.at = At::Version(0),
+            b'\n' => return Err((n, Fault::BareLf)),
+            b'#' => return Err((n, Fault::Fragment)),
+            _ => return Err((n, Fault::BadRequestLine)),
         }
         Ok(n + 1)
+    }
+
+    /// The next byte of the version; `None` if it is none that can be spoken here.
+    fn version(&mut self, n: u8, byte: u8) -> Option<At> {
+        let good = match VERSION.get(usize::from(n)) {
+            Some(wanted) => byte == *wanted,
+            None if usize::from(n) == VERSION.len() => {
+                self.minor = byte;
+                matches!(byte, b'0' | b'1')
+            }
+            None if byte == b'\r' => return Some(At::LineLf),
+            None => false,
+        };
+        good.then_some(At::Version(n + 1))
     }
 
     fn name(&mut self, bytes: &[u8], alive: u8, pos: u8) -> Result<usize, (usize, Fault)> {
@@ -335,11 +376,13 @@ impl Guard {
     }
 
     fn value(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
-        let Some(n) = memchr2(b'\r', b'\n', bytes) else { return Ok(bytes.len()) };
-        if bytes[n] == b'\n' {
-            return Err((n, Fault::BareLf));
+        let ends = |byte: &u8| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f;
+        let Some(n) = bytes.iter().position(ends) else { return Ok(bytes.len()) };
+        match bytes[n] {
+            b'\r' => self.at = At::LineLf,
+            b'\n' => return Err((n, Fault::BareLf)),
+            _ => return Err((n, Fault::BadFieldValue)),
         }
-        self.at = At::LineLf;
         Ok(n + 1)
     }
 

@@ -37,6 +37,19 @@ fn it_stays_small() {
 }
 
 #[test]
+fn fields_are_counted_head_by_head() {
+    let head = |fields| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(fields));
+    let most = usize::from(crate::limits::CLIENT_HEAD_FIELDS);
+    let mut guard = Guard::new(64 * 1024);
+    for _ in 0..3 {
+        assert_eq!(guard.feed(head(most).as_bytes()), Ok(()));
+    }
+    let over = guard.feed(head(most + 1).as_bytes());
+    assert!(matches!(over, Err((_, Fault::TooManyFields))), "{over:?}");
+    assert_eq!(Fault::TooManyFields.status(), 431);
+}
+
+#[test]
 fn faulty_heads_are_refused_before_they_are_complete() {
     use Fault::*;
     let cases: &[(&str, Fault)] = &[
@@ -49,7 +62,7 @@ fn faulty_heads_are_refused_before_they_are_complete() {
         ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\n\r\n", BareLf),
         ("GET / HTTP/1.1\r\nA: b\r\n\n", BareLf),
         ("\rGET / HTTP/1.1\r\n\r\n", BareCr),
-        ("GET /\rx HTTP/1.1\r\n\r\n", BareCr),
+        ("GET /\rx HTTP/1.1\r\n\r\n", BadRequestLine),
         ("GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", BareCr),
         ("GET / HTTP/1.1\r\n\rX", BareCr),
         ("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", FoldedLine),
@@ -60,6 +73,19 @@ fn faulty_heads_are_refused_before_they_are_complete() {
         ("GET / HTTP/1.1\r\nnocolon\r\n\r\n", BadFieldName),
         ("GET / HTTP/1.1\r\nContent-Length\0: 1\r\n\r\n", BadFieldName),
         ("GET /a#b HTTP/1.1\r\n\r\n", Fragment),
+        ("GET / HTTP/3.7\r\n\r\n", BadRequestLine),
+        ("GET / HTTP/1.2\r\n\r\n", BadRequestLine),
+        ("GET / HTTP/1.10\r\n\r\n", BadRequestLine),
+        ("GET / http/1.1\r\n\r\n", BadRequestLine),
+        ("GET /a b HTTP/1.1\r\n\r\n", BadRequestLine),
+        ("GET  HTTP/1.1\r\n\r\n", BadRequestLine),
+        ("GET /\0 HTTP/1.1\r\n\r\n", BadRequestLine),
+        ("GET /\r\n\r\n", BadRequestLine),
+        ("GET\r\n\r\n", BadRequestLine),
+        (" GET / HTTP/1.1\r\n\r\n", BadRequestLine),
+        ("G\0T / HTTP/1.1\r\n\r\n", BadRequestLine),
+        ("GET / HTTP/1.1\r\nA: b\0c\r\n\r\n", BadFieldValue),
+        ("GET / HTTP/1.1\r\nA: b\x7fc\r\n\r\n", BadFieldValue),
         ("GET # HTTP/1.1\r\n\r\n", Fragment),
         (
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
