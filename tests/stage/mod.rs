@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the stage")]
 
 pub mod client;
+pub mod events;
 pub mod raw;
 pub mod scrape;
 
