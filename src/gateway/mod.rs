@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::route::Routes;
 use crate::permit::Permits;
+use crate::stream::control::Patience;
 use crate::stream::core::{Ground, Rules};
 use crate::stream::life::{Live, Place};
 use crate::telemetry::cells::Cells;
@@ -31,8 +32,8 @@ pub struct Gateway {
     pub ground: Rc<Ground>,
     /// The streams that live on this worker.
     pub live: Rc<Live>,
-    /// How long a client may take nothing.
-    pub client_stall: Duration,
+    /// What is borne from clients that lag.
+    pub patience: Patience,
     /// Set from the moment a drain begins.
     pub draining: Cell<bool>,
     pub(crate) routes: Routes,
@@ -100,7 +101,10 @@ impl Gateway {
                 cutting: Rc::default(),
             }),
             live: Rc::default(),
-            client_stall: stream.client_stall,
+            patience: Patience {
+                client_stall: stream.client_stall,
+                backlog: u32::try_from(stream.backlog).unwrap_or(u32::MAX),
+            },
             draining: Cell::new(false),
             routes: Routes::new(&config.routes),
             places: places.collect(),

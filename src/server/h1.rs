@@ -59,8 +59,9 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
         let (gateway, current, state) = (gateway.clone(), current.clone(), state.clone());
         service_fn(move |request: Request<Incoming>| {
             let ground = &gateway.ground;
-            let stall = gateway.client_stall;
-            let control = Control::new(state.clone(), ground.cells.clone(), &ground.wheel, stall);
+            let patience = gateway.patience;
+            let control =
+                Control::new(state.clone(), ground.cells.clone(), &ground.wheel, patience);
             *current.borrow_mut() = Rc::downgrade(&control);
             let gateway = gateway.clone();
             async move { Ok::<_, Infallible>(handle(gateway, control, request).await) }
@@ -157,7 +158,7 @@ impl Watch {
             return control.poll_cut(cx).map(Verdict::Cut);
         }
         if let Some(since) = self.state.blocked_since() {
-            let stalled = since.after(self.gateway.client_stall);
+            let stalled = since.after(self.gateway.patience.client_stall);
             if now >= stalled {
                 return Poll::Ready(Verdict::Cut(Cut::Reset));
             }

@@ -23,7 +23,7 @@ use crate::limits;
 use crate::server::io::ClientIo;
 use crate::server::worker::Floor;
 use crate::stream::body::ClientBody;
-use crate::stream::control::{Control, IoState};
+use crate::stream::control::{Control, IoState, Patience};
 use crate::wire::wheel::{Tick, Timer};
 
 /// What a connection and the tasks of its streams share.
@@ -122,7 +122,7 @@ impl Watch {
             return Poll::Ready(());
         }
         if let Some(since) = self.streams.io.blocked_since() {
-            let stalled = since.after(gateway.client_stall);
+            let stalled = since.after(gateway.patience.client_stall);
             if now >= stalled {
                 return Poll::Ready(());
             }
@@ -145,9 +145,11 @@ impl<F: Future + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, hyper: F) {
         let streams = self.0.clone();
         let ground = &streams.gateway.ground;
-        let stall = streams.gateway.client_stall;
+        // hyper's send buffer is the backlog here; nobody would wake a body that waits for the
+        // connection's socket.
+        let patience = Patience { backlog: u32::MAX, ..streams.gateway.patience };
         let io = streams.io.clone();
-        let control = Control::new(io, ground.cells.clone(), &ground.wheel, stall);
+        let control = Control::new(io, ground.cells.clone(), &ground.wheel, patience);
         streams.live.set(streams.live.get() + 1);
         tokio::task::spawn_local(StreamTask { hyper: Box::pin(hyper), control, streams });
     }

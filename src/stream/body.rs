@@ -57,6 +57,9 @@ impl ClientBody {
 impl StreamBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.control.asked();
+        if self.control.full() {
+            return Poll::Pending;
+        }
         if self.piece.0.is_empty() {
             let StreamBody { stream, piece, .. } = self;
             let fill = catch_unwind(AssertUnwindSafe(|| stream.poll_fill(cx, piece)));

@@ -83,13 +83,23 @@ pub enum Cut {
     Reset,
 }
 
+/// What is borne from a client that lags.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Longest time without any progress.
+    pub client_stall: Duration,
+    /// Bytes held for it while its connection takes nothing; no more are asked of the source.
+    /// Only for connections whose driver polls the body itself (HTTP/1.1).
+    pub backlog: u32,
+}
+
 /// One response's line from its body to the owner of its connection or stream.
 pub struct Control {
     io: Rc<IoState>,
     cells: Arc<Cells>,
     wheel: Wheel,
     timer: Timer,
-    client_stall: Duration,
+    patience: Patience,
     phase: Cell<Phase>,
     /// When the body last gave bytes and has not been asked for more since.
     waiting_since: Cell<Option<Tick>>,
@@ -108,14 +118,14 @@ impl Control {
         io: Rc<IoState>,
         cells: Arc<Cells>,
         wheel: &Wheel,
-        client_stall: Duration,
+        patience: Patience,
     ) -> Rc<Control> {
         Rc::new(Control {
             io,
             cells,
             wheel: wheel.clone(),
             timer: wheel.timer(),
-            client_stall,
+            patience,
             phase: Cell::new(Phase::Open),
             waiting_since: Cell::new(None),
             given: Cell::new(0),
@@ -175,6 +185,12 @@ impl Control {
         self.lagging.get()
     }
 
+    /// Whether as much as may be waits for the client: the source is not to be asked for more.
+    /// Whoever drives the connection asks again when the socket has taken something.
+    pub fn full(&self) -> bool {
+        self.io.blocked_since().is_some() && self.given.get() >= self.patience.backlog
+    }
+
     fn lag_since(&self) -> Option<Tick> {
         match (self.waiting_since.get(), self.io.blocked_since()) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -189,7 +205,7 @@ impl Control {
         self.account(lag.is_some());
         let mut due = None;
         if let Some(since) = lag {
-            let stalled = since.after(self.client_stall);
+            let stalled = since.after(self.patience.client_stall);
             if now >= stalled {
                 if self.ended.get().is_none() {
                     self.ended.set(Some(Reason::ClientStalled));
@@ -206,7 +222,7 @@ impl Control {
                         self.phase.set(Phase::Lingering(now.after(limits::CUT_LINGER)));
                         continue;
                     }
-                    let latest = since.after(self.client_stall);
+                    let latest = since.after(self.patience.client_stall);
                     if now >= latest {
                         return Poll::Ready(Cut::Reset);
                     }

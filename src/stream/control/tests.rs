@@ -13,12 +13,13 @@ struct Bench {
 }
 
 const STALL: Duration = Duration::from_secs(30);
+const PATIENCE: Patience = Patience { client_stall: STALL, backlog: 1000 };
 
 impl Bench {
     fn new() -> Bench {
         let none = Shape { listeners: vec![], upstreams: vec![], routes: vec![] };
         let (io, wheel, cells) = (Rc::default(), Wheel::new(), Arc::new(Cells::new(&none)));
-        let control = Control::new(Rc::clone(&io), cells.clone(), &wheel, STALL);
+        let control = Control::new(Rc::clone(&io), cells.clone(), &wheel, PATIENCE);
         Bench { io, wheel, cells, control: Some(control) }
     }
 
@@ -82,6 +83,18 @@ fn a_client_that_takes_nothing_is_cut_after_client_stall_and_any_progress_counts
     bench.pass(limits::TICK * 2);
     assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
     assert_eq!(bench.control().ended(), Some(Reason::ClientStalled));
+}
+
+#[test]
+fn a_full_backlog_asks_no_more_of_the_source_until_the_client_takes_something() {
+    let bench = Bench::new();
+    bench.control().gave(999);
+    bench.io.blocked(bench.wheel.now());
+    assert!(!bench.control().full());
+    bench.control().gave(1);
+    assert!(bench.control().full());
+    bench.io.wrote(&Clock::System);
+    assert!(!bench.control().full());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use super::*;
 use crate::permit::Permits;
-use crate::stream::control::IoState;
+use crate::stream::control::{IoState, Patience};
 use crate::stream::life::{Birth, Live, Place};
 use crate::stream::source::Said;
 use crate::telemetry::Shape;
@@ -60,8 +60,8 @@ impl Bench {
             max_event: 1000,
         });
         let (permits, live) = (Permits::new(1), Rc::<Live>::default());
-        let stall = Duration::from_secs(30);
-        let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, stall);
+        let patience = Patience { client_stall: Duration::from_secs(30), backlog: 65536 };
+        let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
         let life = Life::begin(Birth {
             live: live.clone(),
             cells,
