@@ -119,6 +119,8 @@ impl Upload {
             upload.state.received.set(true);
             upload.left = Some(held as u64);
         }
+        // Nobody polls an empty body, and without this its connection would never be reused.
+        upload.state.done.set(upload.is_end_stream());
         upload.timer.clear();
         Ok(upload)
     }
