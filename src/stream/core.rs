@@ -376,7 +376,7 @@ impl Stream {
     }
 
     fn end_of_source(&mut self) {
-        self.source = Source::Ended;
+        self.source.settle();
         let Some(tracker) = self.tracker.as_ref() else { return self.finish(Reason::Completed) };
         let held = tracker.held_at_eof();
         if !held.is_empty() {

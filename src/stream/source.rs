@@ -54,6 +54,13 @@ impl Source {
         }
     }
 
+    /// Lets go of a source that is [`over`](Source::over) without cancelling anything.
+    pub fn settle(&mut self) {
+        if let Source::Body(download) = std::mem::replace(self, Source::Ended) {
+            download.settle();
+        }
+    }
+
     /// Whether nothing more will come, as far as is known without asking.
     pub fn over(&self) -> bool {
         match self {

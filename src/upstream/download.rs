@@ -12,6 +12,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::error::{Failure, Kind};
+use crate::limits;
 use crate::upstream::pool::Lease;
 use crate::upstream::upload::UploadState;
 
@@ -25,7 +26,7 @@ pub struct Download {
 impl Download {
     pub(crate) fn new(incoming: Incoming, lease: Lease, upload: Rc<UploadState>) -> Download {
         let mut download = Download { incoming, lease: Some(lease), upload };
-        if download.over() {
+        if download.incoming.is_end_stream() {
             download.finish();
         }
         download
@@ -46,7 +47,7 @@ impl Download {
                 Ok(Ok(bytes)) if bytes.is_empty() => continue,
                 Ok(Ok(bytes)) => {
                     // With a known length hyper asks no more after the last byte.
-                    if self.over() {
+                    if self.incoming.is_end_stream() {
                         self.finish();
                     }
                     Poll::Ready(Some(Ok(bytes)))
@@ -61,10 +62,22 @@ impl Download {
         }
     }
 
-    /// Whether the last byte has been read. With a known length that is so at its last byte, even
-    /// if an HTTP/2 upstream marks the end with an empty frame later: nobody will ask for that one.
+    /// Whether the last byte has been read: over HTTP/2 the frame that ends the stream may still
+    /// be on its way when the declared length has come.
     pub fn over(&self) -> bool {
         self.incoming.is_end_stream() || self.incoming.size_hint().exact() == Some(0)
+    }
+
+    /// Lets go of a body that is [`over`](Download::over): one that only lacks its end in HTTP/2 is
+    /// waited for a little, since a drop would tell the upstream that its answer was not wanted.
+    pub fn settle(mut self) {
+        if self.lease.is_some() {
+            tokio::task::spawn_local(async move {
+                let end = std::future::poll_fn(|cx| self.poll_data(cx));
+                // Whatever comes, nobody waits for it.
+                let _ = tokio::time::timeout(limits::REUSE_WAIT, end).await;
+            });
+        }
     }
 
     fn classify(&self, error: &hyper::Error) -> Failure {
