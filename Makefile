@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test check build many clients clean
+.PHONY: help run test check build many clients bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -27,6 +27,9 @@ many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (r
 
 clients: ## real clients (openai for Python and Node, curl) against `tidegate demo`
 	tests/clients/run
+
+bench: ## what the parts on every chunk's way cost
+	$(CARGO) bench --bench hot
 
 clean: ## remove what was built
 	$(CARGO) clean
