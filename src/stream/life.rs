@@ -196,8 +196,14 @@ impl Drop for Life {
     fn drop(&mut self) {
         self.live.0.borrow_mut().remove(self.key);
         let place = &self.row.place;
-        let reason =
-            self.reason.or_else(|| self.row.control.ended()).unwrap_or(Reason::ClientClosed);
+        // A panic unwinds through here before anybody can catch it and name the reason.
+        let left = if std::thread::panicking() {
+            self.status = 500;
+            Reason::Internal
+        } else {
+            Reason::ClientClosed
+        };
+        let reason = self.reason.or_else(|| self.row.control.ended()).unwrap_or(left);
         let duration = self.clock.now().since(self.row.started);
         let (route, upstream) =
             (self.cells.route(place.route_index), self.cells.upstream(place.upstream_index));

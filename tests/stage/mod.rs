@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod events;
+pub mod program;
 pub mod raw;
 pub mod scrape;
 
