@@ -5,15 +5,13 @@ use std::time::Duration;
 use tidegate::sim::{Behaviour, Kind, expected_body};
 use tokio::time::Instant;
 
+use super::over_every_pair;
 use super::stage::client::{CHAT, STREAM};
 use super::stage::events::{code_of, error_code, without_heartbeats};
-use super::stage::{Answer, End, Http, Setup, Stage};
+use super::stage::{Answer, End, Setup, Stage};
 
 const EARLY: &str = "commit_after = \"300ms\"\nheartbeat = \"200ms\"";
 const NO_STREAM: &str = r#"{"model":"tide-1","messages":[]}"#;
-/// All pairs of client and upstream protocol.
-const PAIRS: [(Http, bool); 4] =
-    [(Http::H1, false), (Http::H1, true), (Http::H2, false), (Http::H2, true)];
 
 async fn stage(upstream_h2: bool, stream: &str) -> Stage {
     Stage::start(Setup { upstream_h2, stream: stream.to_owned(), ..Setup::default() }).await
@@ -32,7 +30,7 @@ fn only_an_error(answer: &Answer, what: &str) -> String {
 async fn the_head_comes_early_then_heartbeats_then_the_events() {
     // Once the upstream thinks before its head, once between its head and the first event.
     for slow in ["sim-first-byte", "sim-first-event"] {
-        for (http, upstream_h2) in PAIRS {
+        over_every_pair(async |http, upstream_h2| {
             let what = format!("{slow} {http:?} upstream h2 {upstream_h2}");
             let stage = stage(upstream_h2, EARLY).await;
             let mut client = stage.client(http).await;
@@ -55,13 +53,14 @@ async fn the_head_comes_early_then_heartbeats_then_the_events() {
             assert_eq!(answer.end, End::Clean, "{what}");
             assert!((2..=8).contains(&beats), "{what}: {beats} heartbeats");
             stage.until("completed", |m| m.ended("completed") == 1.0).await;
-        }
+        })
+        .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_commit_the_upstreams_refusal_is_an_error_event_with_its_own_words() {
-    for (http, upstream_h2) in PAIRS {
+    over_every_pair(async |http, upstream_h2| {
         let stage = stage(upstream_h2, EARLY).await;
         for (status, kind) in [("429", "rate_limit_error"), ("500", "server_error")] {
             let what = format!("{status} {http:?} upstream h2 {upstream_h2}");
@@ -79,12 +78,13 @@ async fn after_the_commit_the_upstreams_refusal_is_an_error_event_with_its_own_w
         assert_eq!(only_an_error(&answer, "reset-head"), "upstream_gone");
         stage.until("all ended", |m| m.ended("upstream_error") == 4.0 && m.live() == 0.0).await;
         assert_eq!(stage.sim.counts().requests, 4, "no request twice");
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_commit_heartbeats_end_with_the_first_byte_limit() {
-    for (http, upstream_h2) in PAIRS {
+    over_every_pair(async |http, upstream_h2| {
         let stage = stage(upstream_h2, &format!("{EARLY}\nfirst_byte = \"1s\"")).await;
         for fault in ["stall-head", "stall"] {
             let fields = [("sim-fault", fault), ("sim-fault-after", "0")];
@@ -93,12 +93,13 @@ async fn after_the_commit_heartbeats_end_with_the_first_byte_limit() {
             assert_eq!(only_an_error(&answer, &what), "upstream_first_byte_timeout");
         }
         stage.until("both ended", |m| m.ended("upstream_timeout") == 2.0).await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_for_no_stream_is_never_committed_early() {
-    for (http, upstream_h2) in PAIRS {
+    over_every_pair(async |http, upstream_h2| {
         let what = format!("{http:?} upstream h2 {upstream_h2}");
         let stage = stage(upstream_h2, EARLY).await;
         let mut client = stage.client(http).await;
@@ -111,12 +112,13 @@ async fn a_request_for_no_stream_is_never_committed_early() {
         let fields = [slow, ("sim-status", "429"), ("sim-retry-after", "7")];
         let answer = client.ask("POST", CHAT, &fields, NO_STREAM).await;
         assert_eq!((answer.status, answer.header("retry-after")), (429, Some("7")), "{what}");
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn before_the_commit_the_status_is_the_true_one() {
-    for (http, upstream_h2) in PAIRS {
+    over_every_pair(async |http, upstream_h2| {
         let what = format!("{http:?} upstream h2 {upstream_h2}");
         let limits = "commit_after = \"2s\"\nfirst_byte = \"500ms\"";
         let stage = stage(upstream_h2, limits).await;
@@ -131,5 +133,6 @@ async fn before_the_commit_the_status_is_the_true_one() {
         let answer = stage.client(http).await.stream(&fields).await;
         assert_eq!((answer.status, answer.header("retry-after")), (429, Some("7")), "{what}");
         stage.until("ended", |m| m.ended("upstream_timeout") == 2.0 && m.live() == 0.0).await;
-    }
+    })
+    .await;
 }

@@ -28,6 +28,13 @@ pub(crate) fn again(client: &Client) -> Client {
     }
 }
 
+/// One short stream, after which the gateway knows how many streams an HTTP/2 upstream takes on a
+/// connection; before that it opens several.
+pub(crate) async fn warm_up(stage: &Stage) {
+    let answer = stage.client(Http::H1).await.stream(&[("sim-count", "1")]).await;
+    assert_eq!((answer.status, answer.end), (200, End::Clean));
+}
+
 fn whole(id: u64) -> Vec<u8> {
     let behaviour = Behaviour { count: EVENTS, ..Behaviour::default() };
     expected_body(&behaviour, Kind::Chat, id, "tide-1", false)
