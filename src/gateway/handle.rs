@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 
 use crate::config::Family;
@@ -110,6 +110,7 @@ async fn proxy(
     if !head.headers.get(X_REQUEST_ID).is_some_and(head::request_id_ok) {
         head.headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
     }
+    let bodiless = head.method == Method::HEAD;
     let outgoing = Outgoing {
         identity: may_stream(&head.headers, &upload_state),
         method: head.method,
@@ -123,7 +124,7 @@ async fn proxy(
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
     let sending: Sending = Box::pin(async move { send(&upstream, outgoing).await });
 
-    let exchange = Exchange { gateway, control, route, family, client };
+    let exchange = Exchange { gateway, control, route, family, client, bodiless };
     match exchange.await_head(sending, &upload_state, &life).await {
         Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
         Ok(Head::Promised(sending)) => Ok(exchange.promise(sending, life)),
@@ -143,6 +144,8 @@ struct Exchange<'a> {
     route: &'a Route,
     family: Family,
     client: Version,
+    /// The answer has no body whatever its head says: it is to HEAD.
+    bodiless: bool,
 }
 
 /// How the wait for the upstream's head came out.
@@ -204,7 +207,11 @@ impl Exchange<'_> {
         let commit_at = self.commit_at(&life);
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
         let rules = self.gateway.rules[self.route.index].clone();
-        if !is_tracked(&head) {
+        if self.bodiless {
+            // hyper will not ask for a body even once.
+            life.end(Reason::Completed);
+        }
+        if self.bodiless || !is_tracked(&head) {
             let stream = Stream::opaque(ground, rules, Source::Body(body), control, life);
             let head = reply::passed_on(head);
             return Ok(reply::streamed(head, self.client, stream, self.control));
