@@ -123,6 +123,9 @@ async fn nor_do_they_with_the_small_events_of_a_usual_stream() {
     the_others_go_on(Http::H2, "0", "none", 100).await;
 }
 
+/// Such frames go on piling up inside h2 while the others run, each at the price of some 250 bytes
+/// of h2's budget for data frames (half the connection's window, so 1 GiB): it would take more
+/// than sixty streams that have filled their windows so, four million frames, to end it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_do_they_with_frames_of_one_byte() {
     the_others_go_on(Http::H1, "0", "byte", 100).await;
