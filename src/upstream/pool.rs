@@ -67,7 +67,8 @@ struct Solo {
 pub(crate) struct Shared {
     sender: http2::SendRequest<Upload>,
     /// hyper's driver of the connection; the only one that knows the peer's stream limit.
-    connection: Rc<RefCell<H2Connection>>,
+    /// `None` once it has ended: until it is dropped hyper takes requests that nobody will send.
+    connection: Rc<RefCell<Option<H2Connection>>>,
     /// Streams the peer allows, as last seen.
     streams_max: Cell<usize>,
     live: Cell<usize>,
@@ -327,7 +328,7 @@ async fn open_h2(pool: &Rc<Pool>, transport: Transport) -> hyper::Result<()> {
         .keep_alive_while_idle(true)
         .handshake(transport)
         .await?;
-    let connection = Rc::new(RefCell::new(connection));
+    let connection = Rc::new(RefCell::new(Some(connection)));
     let shared = Rc::new(Shared {
         sender,
         connection: connection.clone(),
@@ -339,9 +340,17 @@ async fn open_h2(pool: &Rc<Pool>, transport: Transport) -> hyper::Result<()> {
     });
     *watch.shared.borrow_mut() = Rc::downgrade(&shared);
     let task = tokio::task::spawn_local(async move {
-        let driven = std::future::poll_fn(|cx| Pin::new(&mut *connection.borrow_mut()).poll(cx));
+        let driven = std::future::poll_fn(|cx| match connection.borrow_mut().as_mut() {
+            Some(connection) => Pin::new(connection).poll(cx),
+            None => Poll::Ready(Ok(())),
+        });
         if let Err(error) = driven.await {
             tracing::debug!(%error, "an HTTP/2 upstream connection ended");
+        }
+        let ended = connection.borrow_mut().take();
+        drop(ended);
+        if let Some(pool) = watch.pool.upgrade() {
+            pool.offer();
         }
     });
     *shared.task.borrow_mut() = Some(task.abort_handle());
@@ -398,7 +407,10 @@ impl Watch {
     fn look(&self) {
         let Some(shared) = self.shared.borrow().upgrade() else { return };
         let Ok(connection) = shared.connection.try_borrow() else { return };
-        let streams_max = connection.current_max_send_streams();
+        let Some(streams_max) = connection.as_ref().map(H2Connection::current_max_send_streams)
+        else {
+            return;
+        };
         drop(connection);
         if shared.streams_max.replace(streams_max) != streams_max
             && let Some(pool) = self.pool.upgrade()
