@@ -295,3 +295,54 @@ impl AsyncWrite for TcpIo {
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port of `address` where nobody listens.
+    async fn dead(address: &str) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("a port");
+        listener.local_addr().expect("an address")
+    }
+
+    #[tokio::test]
+    async fn every_address_is_tried_until_one_answers() {
+        let dead = [dead("127.0.0.1:0").await, dead("[::1]:0").await];
+        for own in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tokio::net::TcpListener::bind(own).await.expect("a port");
+            let alive = listener.local_addr().expect("an address");
+            for place in 0..=dead.len() {
+                let mut addresses = dead.to_vec();
+                addresses.insert(place, alive);
+                let stream = first_to_answer(addresses).await.expect("one of them answers");
+                assert_eq!(stream.peer_addr().expect("connected"), alive);
+            }
+        }
+        let failed = first_to_answer(dead.to_vec()).await;
+        assert!(matches!(failed, Err(TcpError::Refused(_))), "{failed:?}");
+        assert!(matches!(first_to_answer(Vec::new()).await, Err(TcpError::Resolve(_))));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_does_not_hold_up_the_next() {
+        // A listener whose queue is full drops what comes: its address answers nobody.
+        let socket = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )
+        .expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&any.into()).expect("a port");
+        socket.listen(0).expect("listening");
+        let silent = socket.local_addr().expect("an address").as_socket().expect("an IP address");
+        let _fills = TcpStream::connect(silent).await.expect("the only place");
+        let listener = tokio::net::TcpListener::bind(any).await.expect("a port");
+        let alive = listener.local_addr().expect("an address");
+        let begun = std::time::Instant::now();
+        let stream = first_to_answer(vec![silent, alive]).await.expect("the second answers");
+        assert_eq!(stream.peer_addr().expect("connected"), alive);
+        assert!(begun.elapsed() >= limits::CONNECT_STAGGER, "the first had its head start");
+    }
+}
