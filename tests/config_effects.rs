@@ -386,7 +386,8 @@ effects! {
             ("anthropic", Some("event: ping\ndata: {\"type\": \"ping\"}\n\n")),
             ("off", None),
         ] {
-            let setup = Setup { route: format!("heartbeat_style = \"{style}\""), ..with_stream("heartbeat = \"300ms\"") };
+            let route = format!("heartbeat_style = \"{style}\"");
+            let setup = Setup { route, ..with_stream("heartbeat = \"300ms\"") };
             let text = streamed(setup, &fields).await.text().replace("\"type\":\"ping\"", "\"type\": \"ping\"");
             match wanted {
                 Some(wanted) => assert!(text.contains(wanted), "{style}: {text}"),
