@@ -20,7 +20,7 @@ check: ## format, lints, tests, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 
 many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (release build)
 	TIDEGATE_STREAMS=9000 $(CARGO) test --release --test many -- --nocapture

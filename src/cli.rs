@@ -49,8 +49,12 @@ struct Serve {
     /// Configuration file (TOML); docs/CONFIG.md has every key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Listen for clients here instead of server.listen, e.g. 127.0.0.1:8080 or [::]:8080
-    #[arg(long, value_name = "ADDR")]
+    /// Instead of `server.listen`.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        help = "Listen for clients here instead of server.listen, e.g. 127.0.0.1:8080 or [::]:8080"
+    )]
     listen: Option<SocketAddr>,
     /// Listen for operators here instead of admin.listen
     #[arg(long, value_name = "ADDR")]

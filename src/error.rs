@@ -36,6 +36,8 @@ pub enum Kind {
     BadRequest,
     /// The request head is larger than `limits::CLIENT_HEAD_BYTES`.
     HeadTooLarge,
+    /// The request head did not come to its end in time.
+    HeadSlow,
     /// The request body stopped coming.
     BodySlow,
     /// No route has this path.
@@ -100,7 +102,7 @@ impl Kind {
             Kind::BadRequest => 400,
             Kind::NoRoute => 404,
             Kind::Method => 405,
-            Kind::BodySlow => 408,
+            Kind::HeadSlow | Kind::BodySlow => 408,
             Kind::HeadTooLarge => 431,
             Kind::Upgrade => 501,
             Kind::Internal => 500,
@@ -124,6 +126,7 @@ impl Kind {
         match self {
             Kind::BadRequest => "bad_request",
             Kind::HeadTooLarge => "head_too_large",
+            Kind::HeadSlow => "head_timeout",
             Kind::BodySlow => "body_timeout",
             Kind::NoRoute => "no_route",
             Kind::Method => "method_not_allowed",
@@ -153,6 +156,7 @@ impl Kind {
         match self {
             Kind::BadRequest
             | Kind::HeadTooLarge
+            | Kind::HeadSlow
             | Kind::BodySlow
             | Kind::NoRoute
             | Kind::Method

@@ -98,7 +98,7 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
         Verdict::HeadSlow => {
             cells.rejections(Rejection::Head).inc();
             let text = format!("the request head took over {} s", limits::CLIENT_HEAD.as_secs());
-            refuse(io, 408, &Failure::new(Kind::BodySlow, text)).await;
+            refuse(io, 408, &Failure::new(Kind::HeadSlow, text)).await;
         }
     }
 }

@@ -181,15 +181,15 @@ pub enum Fault {
     Stall,
     /// Never send the response head
     StallHead,
-    /// The first event is an error, then a clean end without [DONE]
+    /// The first event is an error, then a clean end without the DONE mark
     ErrorFirst,
-    /// An error event after N, then a clean end without [DONE]
+    /// An error event after N, then a clean end without the DONE mark
     ErrorMiddle,
     /// 200, the event-stream head, and a clean end without one byte of body
     Empty,
     /// Event number N carries sim-size-huge bytes (1.5 MiB unless set)
     Huge,
-    /// A clean end without [DONE]
+    /// A clean end without the DONE mark
     NoDone,
     /// The content-length promises more than is sent
     WrongLength,

@@ -471,6 +471,7 @@ pub fn reason_of(kind: Kind) -> Reason {
         // The client broke its own request: it is the one that ended the exchange.
         Kind::BadRequest
         | Kind::HeadTooLarge
+        | Kind::HeadSlow
         | Kind::BodySlow
         | Kind::NoRoute
         | Kind::Method

@@ -1,7 +1,8 @@
 //! The upstream side: pooled connections to OpenAI-compatible servers, and requests on them.
 //!
 //! Owns everything between a request that is ready to go out and the response that comes back:
-//! [`connect`] (addresses, TCP, TLS, protocol), [`pool`] (which connection), [`send`] (head rules
+//! [`connect`] (addresses, TCP, TLS, protocol), [`pool`] (which
+//! connection), [`h1`] and [`h2`] (what one is), [`send`] (head rules
 //! and the exchange), [`upload`] and [`download`] (the two bodies). One [`Upstream`] per worker
 //! and configured upstream; nothing here is shared between threads but the TLS configuration.
 //!
@@ -10,6 +11,8 @@
 
 pub mod connect;
 pub mod download;
+pub mod h1;
+pub mod h2;
 pub mod pool;
 pub mod send;
 pub mod tls;

@@ -11,88 +11,46 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
-use hyper::rt::Executor;
-use hyper_util::rt::TokioTimer;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
 use crate::clock::{Clock, Moment};
 use crate::config::Url;
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
-use crate::upstream::connect::{Dialed, Dialer, Link, Protocol, Transport};
+use crate::upstream::connect::{Dialed, Dialer, Protocol};
+use crate::upstream::h1::{self, Solo, SoloLease};
+use crate::upstream::h2::{self, Shared, SharedLease};
 use crate::upstream::upload::Upload;
 
-/// Streams on an HTTP/2 connection before the peer has told how many it takes.
-const UNSETTLED: usize = 1;
-
-type H2Connection = http2::Connection<Transport, Upload, Watch>;
 type Waiter = oneshot::Sender<Result<Lease, Failure>>;
 
 /// Connections to one URL, idle and shared, and the requests waiting for one.
 pub(crate) struct Pool {
     pub(crate) url: Url,
     dialer: Dialer,
-    clock: Clock,
+    pub(super) clock: Clock,
     cells: Arc<Cells>,
     upstream: usize,
     idle_max: usize,
     /// What the last connection spoke; `None` until ALPN has told.
     protocol: Cell<Option<Protocol>>,
     /// Streams the last HTTP/2 peer allowed on one connection.
-    room_each: Cell<usize>,
+    pub(super) room_each: Cell<usize>,
     idle: RefCell<Vec<(Solo, Moment)>>,
-    shared: RefCell<Vec<Rc<Shared>>>,
+    pub(super) shared: RefCell<Vec<Rc<Shared>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     dials: Cell<usize>,
-}
-
-/// An HTTP/1.1 connection between or during exchanges.
-struct Solo {
-    sender: http1::SendRequest<Upload>,
-    link: Link,
-    task: AbortHandle,
-}
-
-/// An HTTP/2 connection.
-pub(crate) struct Shared {
-    sender: http2::SendRequest<Upload>,
-    /// hyper's driver of the connection; the only one that knows the peer's stream limit.
-    /// `None` once it has ended: until it is dropped hyper takes requests that nobody will send.
-    connection: Rc<RefCell<Option<H2Connection>>>,
-    /// Streams the peer allows, as last seen.
-    streams_max: Cell<usize>,
-    live: Cell<usize>,
-    opened: Moment,
-    idle_since: Cell<Moment>,
-    task: RefCell<Option<AbortHandle>>,
 }
 
 /// A connection's use for one exchange.
 pub(crate) enum Lease {
     Solo(SoloLease),
     Shared(SharedLease),
-}
-
-/// The use of an HTTP/1.1 connection; dropping it closes the connection with RST.
-pub(crate) struct SoloLease {
-    pool: Rc<Pool>,
-    solo: Option<Solo>,
-}
-
-/// The use of one stream's place on an HTTP/2 connection.
-pub(crate) struct SharedLease {
-    pool: Rc<Pool>,
-    shared: Rc<Shared>,
 }
 
 impl Pool {
@@ -121,7 +79,7 @@ impl Pool {
         })
     }
 
-    fn cells(&self) -> &UpstreamCells {
+    pub(super) fn cells(&self) -> &UpstreamCells {
         self.cells.upstream(self.upstream)
     }
 
@@ -156,7 +114,7 @@ impl Pool {
     }
 
     /// Hands free places to waiters, oldest first, and dials for those left over.
-    fn offer(self: &Rc<Pool>) {
+    pub(super) fn offer(self: &Rc<Pool>) {
         self.shared.borrow_mut().retain(|shared| !self.is_over(shared));
         loop {
             let waiter = {
@@ -224,7 +182,7 @@ impl Pool {
         }
     }
 
-    fn put_idle(self: &Rc<Pool>, solo: Solo) {
+    pub(super) fn put_idle(self: &Rc<Pool>, solo: Solo) {
         if solo.sender.is_closed() {
             return;
         }
@@ -294,166 +252,13 @@ async fn open(pool: &Rc<Pool>) -> Result<(), (Failure, ConnectResult)> {
     let Dialed { transport, protocol, link } = pool.dialer.dial().await?;
     pool.protocol.set(Some(protocol));
     let handshake = match protocol {
-        Protocol::H1 => open_h1(pool, transport, link).await,
-        Protocol::H2 => open_h2(pool, transport).await,
+        Protocol::H1 => h1::open(pool, transport, link).await,
+        Protocol::H2 => h2::open(pool, transport).await,
     };
     handshake.map_err(|error| {
         let text = format!("{}: HTTP handshake: {error}", pool.url.authority);
         (Failure::new(Kind::Connect, text), ConnectResult::Other)
     })
-}
-
-async fn open_h1(pool: &Rc<Pool>, transport: Transport, link: Link) -> hyper::Result<()> {
-    let (mut sender, connection) = http1::Builder::new().handshake(transport).await?;
-    let task = tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an HTTP/1.1 upstream connection ended");
-        }
-    });
-    // hyper says so only once its task has run.
-    sender.ready().await?;
-    pool.put_idle(Solo { sender, link, task: task.abort_handle() });
-    Ok(())
-}
-
-async fn open_h2(pool: &Rc<Pool>, transport: Transport) -> hyper::Result<()> {
-    let watch = Watch { pool: Rc::downgrade(pool), shared: Rc::default() };
-    let (sender, connection) = http2::Builder::new(watch.clone())
-        .timer(TokioTimer::new())
-        .initial_connection_window_size(u32::try_from(i32::MAX).expect("2^31-1"))
-        .initial_stream_window_size(limits::UPSTREAM_STREAM_WINDOW)
-        .initial_max_send_streams(UNSETTLED)
-        .keep_alive_interval(limits::UPSTREAM_PING)
-        .keep_alive_timeout(limits::UPSTREAM_PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .handshake(transport)
-        .await?;
-    let connection = Rc::new(RefCell::new(Some(connection)));
-    let shared = Rc::new(Shared {
-        sender,
-        connection: connection.clone(),
-        streams_max: Cell::new(UNSETTLED),
-        live: Cell::new(0),
-        opened: pool.clock.now(),
-        idle_since: Cell::new(pool.clock.now()),
-        task: RefCell::default(),
-    });
-    *watch.shared.borrow_mut() = Rc::downgrade(&shared);
-    let task = tokio::task::spawn_local(async move {
-        let driven = std::future::poll_fn(|cx| match connection.borrow_mut().as_mut() {
-            Some(connection) => Pin::new(connection).poll(cx),
-            None => Poll::Ready(Ok(())),
-        });
-        if let Err(error) = driven.await {
-            tracing::debug!(%error, "an HTTP/2 upstream connection ended");
-        }
-        let ended = connection.borrow_mut().take();
-        drop(ended);
-        if let Some(pool) = watch.pool.upgrade() {
-            pool.offer();
-        }
-    });
-    *shared.task.borrow_mut() = Some(task.abort_handle());
-    pool.cells().connections(ConnState::Idle).add(1);
-    pool.shared.borrow_mut().push(shared);
-    Ok(())
-}
-
-impl Shared {
-    /// Streams this connection takes on top of those it has.
-    fn room(&self) -> usize {
-        if self.sender.is_closed() {
-            return 0;
-        }
-        self.streams_max.get().saturating_sub(self.live.get())
-    }
-
-    /// Whether the peer's SETTINGS are probably still on their way.
-    fn is_unsettled(&self, now: Moment) -> bool {
-        self.streams_max.get() == UNSETTLED && now.since(self.opened) < limits::SETTINGS_WAIT
-    }
-}
-
-/// Runs hyper's HTTP/2 tasks, and after each of their steps looks whether the peer's SETTINGS
-/// have made room for more streams: h2 tells nobody.
-#[derive(Clone)]
-struct Watch {
-    pool: Weak<Pool>,
-    shared: Rc<RefCell<Weak<Shared>>>,
-}
-
-impl<F: Future + 'static> Executor<F> for Watch {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(Watched { task: Box::pin(task), watch: self.clone() });
-    }
-}
-
-struct Watched<F> {
-    task: Pin<Box<F>>,
-    watch: Watch,
-}
-
-impl<F: Future> Future for Watched<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let done = self.task.as_mut().poll(cx);
-        self.watch.look();
-        done.map(|_| ())
-    }
-}
-
-impl Watch {
-    fn look(&self) {
-        let Some(shared) = self.shared.borrow().upgrade() else { return };
-        let Ok(connection) = shared.connection.try_borrow() else { return };
-        let Some(streams_max) = connection.as_ref().map(H2Connection::current_max_send_streams)
-        else {
-            return;
-        };
-        drop(connection);
-        if shared.streams_max.replace(streams_max) != streams_max
-            && let Some(pool) = self.pool.upgrade()
-        {
-            pool.room_each.set(streams_max.clamp(1, 1000));
-            pool.offer();
-        }
-    }
-}
-
-impl SharedLease {
-    fn new(pool: &Rc<Pool>, shared: Rc<Shared>) -> SharedLease {
-        if shared.live.get() == 0 {
-            pool.cells().connections(ConnState::Idle).sub(1);
-            pool.cells().connections(ConnState::Active).add(1);
-        }
-        shared.live.set(shared.live.get() + 1);
-        SharedLease { pool: pool.clone(), shared }
-    }
-}
-
-impl Drop for SharedLease {
-    fn drop(&mut self) {
-        let live = self.shared.live.get() - 1;
-        self.shared.live.set(live);
-        let pooled = self.pool.shared.borrow().iter().any(|s| Rc::ptr_eq(s, &self.shared));
-        if live == 0 && pooled {
-            self.shared.idle_since.set(self.pool.clock.now());
-            self.pool.cells().connections(ConnState::Active).sub(1);
-            self.pool.cells().connections(ConnState::Idle).add(1);
-        }
-        self.pool.offer();
-    }
-}
-
-impl Drop for SoloLease {
-    fn drop(&mut self) {
-        self.pool.cells().connections(ConnState::Active).sub(1);
-        if let Some(solo) = self.solo.take() {
-            solo.link.abort();
-            solo.task.abort();
-        }
-    }
 }
 
 impl Lease {
@@ -491,20 +296,8 @@ impl Lease {
 
     /// The exchange is over and both bodies were wholly sent and read: reuse the connection.
     pub(crate) fn finish(self) {
-        let Lease::Solo(mut lease) = self else { return };
-        let Some(mut solo) = lease.solo.take() else { return };
-        let pool = lease.pool.clone();
-        drop(lease);
-        if solo.sender.is_ready() {
-            pool.put_idle(solo);
-            return;
+        if let Lease::Solo(lease) = self {
+            lease.finish();
         }
-        tokio::task::spawn_local(async move {
-            let ready = tokio::time::timeout(limits::REUSE_WAIT, solo.sender.ready()).await;
-            match ready {
-                Ok(Ok(())) => pool.put_idle(solo),
-                Ok(Err(_)) | Err(_) => solo.task.abort(),
-            }
-        });
     }
 }
