@@ -6,6 +6,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use stage::{Answer, Client, End, Gateway, Http, Setup, Stage};
 use tidegate::sim::{self, Sim};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn json(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("no JSON: {}", answer.text()))
@@ -319,4 +321,28 @@ async fn an_encoded_event_stream_passes_untracked() {
         stage::scrape::until(gateway.ready.admin, "ended", |m| m.ended("completed") == 1.0).await;
     assert_eq!(metrics.get("tidegate_events_total{upstream=\"sim\"}"), 0.0);
     drop(upstream.await);
+}
+
+/// `first_byte` is the upstream's time: a client that takes longer to send its body is no reason to
+/// give the upstream up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_upload_is_not_taken_for_a_slow_upstream() {
+    let setup = Setup { stream: "first_byte = \"700ms\"".into(), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    for size in [1000, 200_000] {
+        let mut socket =
+            TcpStream::connect(stage.gateway.ready.listen[0]).await.expect("it listens");
+        let head = format!(
+            "PUT /v1/files HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {size}\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.expect("a head");
+        for piece in vec![b'x'; size].chunks(size / 4) {
+            // The client's pace, 1.2 s in all.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            socket.write_all(piece).await.expect("a piece of the body");
+        }
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{size}: {answer}");
+    }
 }

@@ -171,13 +171,13 @@ impl Exchange<'_> {
         let ground = &self.gateway.ground;
         let timer = ground.wheel.timer();
         let first_byte = self.gateway.rules[self.route.index].first_byte;
-        let limit = Tick(life.started().ticks()).after(first_byte);
         let commit_at = self.commit_at(life);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answered) = sending.as_mut().poll(cx) {
                 return Poll::Ready(answered.map(Some));
             }
             let now = ground.wheel.now();
+            let limit = life.asked().after(first_byte);
             if ground.cutting.get() {
                 let text = "the gateway shuts down; server.drain_deadline has passed";
                 return Poll::Ready(Err(Failure::new(Kind::Draining, text)));

@@ -40,7 +40,7 @@ pub struct Rules {
     pub heartbeat: Option<Duration>,
     /// How a heartbeat is written.
     pub style: HeartbeatStyle,
-    /// From the request's start to the first event.
+    /// From the request's last byte to the first event.
     pub first_byte: Duration,
     /// Longest quiet of the upstream after that.
     pub idle: Duration,
@@ -356,7 +356,7 @@ impl Stream {
         let (quiet, kind) = if self.completed() {
             (self.last_in.after(limits::AFTER_TERMINAL), Kind::Idle)
         } else if self.tracker.is_some() && self.events_seen() == 0 {
-            (self.started.after(self.rules.first_byte), Kind::FirstByte)
+            (self.life.asked().after(self.rules.first_byte), Kind::FirstByte)
         } else {
             (self.last_in.after(self.rules.idle), Kind::Idle)
         };

@@ -17,6 +17,7 @@ use crate::stream::meter::Meter;
 use crate::telemetry::cells::{Cells, Direction, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
+use crate::wire::wheel::Tick;
 
 /// Names by which a stream's log line and `/streams` tell where it runs.
 #[derive(Debug)]
@@ -146,6 +147,13 @@ impl Life {
     /// When it was admitted.
     pub fn started(&self) -> Moment {
         self.row.started
+    }
+
+    /// From when on the upstream's first event is waited for: the last progress of the request's
+    /// body, so that a slow upload is not taken for a slow upstream.
+    pub fn asked(&self) -> Tick {
+        let started = Tick(self.row.started.ticks());
+        self.upload.as_ref().map_or(started, |upload| upload.moved().max(started))
     }
 
     /// The request body it came with.

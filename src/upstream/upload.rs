@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::wire::scan::{Found, Scanner};
-use crate::wire::wheel::{Timer, Wheel};
+use crate::wire::wheel::{Tick, Timer, Wheel};
 
 /// A request body: what was read ahead, and the rest as it comes.
 pub struct Upload {
@@ -39,6 +39,7 @@ pub struct Upload {
 pub struct UploadState {
     fault: Cell<Option<Kind>>,
     done: Cell<bool>,
+    moved: Cell<Tick>,
     received: Cell<bool>,
     bytes: Cell<u64>,
     scanner: RefCell<Scanner>,
@@ -68,6 +69,12 @@ impl UploadState {
     /// Whether the whole body went on to the upstream's connection.
     pub fn done(&self) -> bool {
         self.done.get()
+    }
+
+    /// When the body last made progress towards the upstream, or was ready to go out: what an
+    /// upstream's answer is waited for from.
+    pub fn moved(&self) -> Tick {
+        self.moved.get()
     }
 
     /// Whether the whole body has come in from the client.
@@ -121,6 +128,7 @@ impl Upload {
         }
         // Nobody polls an empty body, and without this its connection would never be reused.
         upload.state.done.set(upload.is_end_stream());
+        upload.state.moved.set(wheel.now());
         upload.timer.clear();
         Ok(upload)
     }
@@ -180,10 +188,9 @@ impl Body for Upload {
             Some(bytes) => Poll::Ready(Some(Ok(bytes))),
             None => self.poll_rest(cx),
         };
-        if let Poll::Ready(Some(Ok(bytes))) = &polled
-            && let Some(left) = self.left.as_mut()
-        {
-            *left = left.saturating_sub(bytes.len() as u64);
+        if let Poll::Ready(Some(Ok(bytes))) = &polled {
+            self.state.moved.set(self.wheel.now());
+            self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
         }
         if matches!(polled, Poll::Ready(None)) || self.is_end_stream() {
             self.state.done.set(true);
