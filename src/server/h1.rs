@@ -103,13 +103,9 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
     }
 }
 
-async fn refuse(mut io: ClientIo, status: u16, failure: &Failure) {
-    use tokio::io::AsyncWriteExt;
+async fn refuse(io: ClientIo, status: u16, failure: &Failure) {
     let raw = reply::refused_raw(status, failure, &trace::new_request_id());
-    // A client that does not take it has no right to be told.
-    if io.write_all(&raw).await.is_ok() && io.flush().await.is_ok() {
-        io.close().await;
-    }
+    io.say_and_close(&raw).await;
 }
 
 struct Watch {

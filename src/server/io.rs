@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -128,6 +128,18 @@ impl ClientIo {
     pub fn reset(self) {
         // A failure leaves the ordinary FIN.
         let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Writes `last` and closes; a client that does not take it has no right to be told.
+    pub async fn say_and_close(mut self, last: &[u8]) {
+        let wheel = self.wheel.clone();
+        let said = wheel.timeout(limits::CLOSE_WAIT, async {
+            self.write_all(last).await?;
+            self.flush().await
+        });
+        if let Ok(Ok(())) = said.await {
+            self.close().await;
+        }
     }
 
     /// Closes with FIN, below TLS, so that a TLS client too sees that the end is not clean; reads
