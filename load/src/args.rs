@@ -20,7 +20,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "http://127.0.0.1:8080/v1/chat/completions")]
     pub(crate) url: String,
     /// Streams to have open
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) streams: u64,
     /// Streams begun per second
     #[arg(long, value_name = "PER_SECOND", default_value_t = 1000.0, value_parser = parse_rate)]
@@ -37,10 +38,12 @@ pub(crate) struct Args {
     #[serde(serialize_with = "seconds")]
     pub(crate) duration: Duration,
     /// HTTP version
-    #[arg(long, value_name = "1|2", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    #[arg(long, value_name = "1|2", default_value_t = 1,
+        value_parser = clap::value_parser!(u8).range(1..=2))]
     pub(crate) http: u8,
     /// HTTP/2: streams per connection
-    #[arg(long, value_name = "M", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "M", default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) per_connection: u32,
     /// Speak TLS, as https:// does
     #[arg(long)]
@@ -96,14 +99,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u32>,
     /// Spread the streams over so many processes, when open files or a core run out
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) processes: u32,
     /// Threads per process
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) threads: u32,
     /// Spread connections over so many source addresses 127.0.x.y; 0 leaves it to the kernel,
     /// unless ports would run out
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    #[arg(long, value_name = "N", default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=60_000))]
     pub(crate) sources: u32,
     /// Give a connection up after this
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]

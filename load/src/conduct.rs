@@ -56,8 +56,10 @@ struct Meter<'a> {
 }
 
 impl Meter<'_> {
+    /// Without ourselves, should the server have started us.
     fn server(&self) -> BTreeSet<u32> {
-        proc::family(&self.plan.args.pid)
+        let family = proc::family(&self.plan.args.pid);
+        if family.contains(&std::process::id()) { &family - &Self::own() } else { family }
     }
 
     fn own() -> BTreeSet<u32> {

@@ -114,17 +114,27 @@ fn table(report: &Report) -> String {
     let mut put = |name: &str, what: String| {
         writeln!(text, "{name:<12}{what}").expect("writing to a String cannot fail");
     };
-    put("streams", fields(&report.streams));
+    put(
+        "streams",
+        pick(&report.streams, &["begun", "opened", "failed", "completed", "cut", "aborted"]),
+    );
+    put("live", pick(&report.streams, &["asked", "places", "live", "live_max", "stalled_cut"]));
     let failed = nonzero(&report.failed);
     if !failed.is_empty() {
-        put("failed", format!("{failed} {}", fields(&report.statuses)));
+        put("failed", format!("{failed}  statuses {}", report.statuses));
     }
     put("ends", nonzero(&report.ends));
     put("sequence", if report.sequence.total() == 0 { "ok".to_owned() } else { faults(report) });
-    put("events", fields(&report.events));
-    put("heartbeats", fields(&report.heartbeats));
-    put("rate", fields(&report.rate));
-    put("coalesced", fields(&report.coalesced));
+    put("events", pick(&report.events, &["chunks", "plain", "body_bytes"]));
+    put("heartbeats", pick(&report.heartbeats, &["bare_comments", "comment_frames", "pings"]));
+    put(
+        "rate",
+        pick(
+            &report.rate,
+            &["window_s", "window_chunks", "chunks_per_s", "offered_per_s", "achieved"],
+        ),
+    );
+    put("coalesced", pick(&report.coalesced, &["chunks", "share"]));
     let names = ["mean", "p50", "p90", "p99", "p99.9", "max"];
     put("", names.map(|name| format!("{name:>11}")).concat());
     let latency = &report.latency_us;
@@ -140,16 +150,20 @@ fn table(report: &Report) -> String {
         put(name, row(spread));
     }
     if !report.server.is_null() {
-        let part = |name: &str| fields(&report.server[name]);
-        put("memory", format!("before {}", report.server["memory_before"]["rss_kb"]));
-        put("", format!("at N   {}", report.server["memory_at"]["rss_kb"]));
-        put("", format!("after  {} (kB resident)", report.server["memory_after"]["rss_kb"]));
-        put("per stream", part("bytes_per_stream") + " bytes");
-        put("cpu/chunk", part("cpu_us_per_chunk") + " us");
-        put("server", format!("{} cores", report.server["cores"]));
+        server(&report.server, &mut put);
     }
     put("this tool", format!("{} cores", report.tool_cost["cores"]));
     text
+}
+
+fn server(server: &serde_json::Value, put: &mut impl FnMut(&str, String)) {
+    let rss = |time: &str| format!("{time} {} kB", server[&format!("memory_{time}")]["rss_kb"]);
+    put("resident", ["before", "at", "after"].map(rss).join("  "));
+    let per_stream = &server["bytes_per_stream"];
+    put("per stream", pick(per_stream, &["rss", "pss", "private", "machine_kernel"]) + " bytes");
+    let per_chunk = &server["cpu_us_per_chunk"];
+    put("cpu/chunk", pick(per_chunk, &["user", "system", "total"]) + " us");
+    put("server", format!("{} cores", server["cores"]));
 }
 
 fn row(spread: &Spread) -> String {
@@ -170,9 +184,9 @@ fn time(us: f64) -> String {
     }
 }
 
-fn fields(value: &serde_json::Value) -> String {
-    let fields = value.as_object().into_iter().flatten();
-    let texts: Vec<String> = fields.map(|(name, value)| format!("{name} {value}")).collect();
+/// The named fields of an object, in this order.
+fn pick(value: &serde_json::Value, names: &[&str]) -> String {
+    let texts: Vec<String> = names.iter().map(|name| format!("{name} {}", value[*name])).collect();
     texts.join("  ")
 }
 
