@@ -74,7 +74,7 @@ pub(crate) struct Latency {
     pub(crate) interval: Spread,
     /// Standard deviation of a stream's intervals.
     pub(crate) jitter: Spread,
-    /// Longest interval of a stream.
+    /// Longest interval of a stream, the one that was open at its end included.
     pub(crate) max_gap: Spread,
     /// Intended start to actual start.
     pub(crate) start_delay: Spread,
@@ -108,7 +108,10 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
 impl Report {
     pub(crate) fn new(plan: &Plan, measured: &Measured) -> Self {
         let tally = &measured.tally;
-        let achieved = plan.interval_ns.and_then(|interval| {
+        // Shorter than this, the phase of the first interval decides, not the rate.
+        let judged =
+            |interval| tally.live_ns >= tally.opened.saturating_mul(interval).saturating_mul(4);
+        let achieved = plan.interval_ns.filter(|&interval| judged(interval)).and_then(|interval| {
             ratio(tally.measured_chunks.saturating_mul(interval), tally.live_ns)
         });
         let coalesced = ratio(tally.coalesced, tally.measured_chunks);

@@ -305,15 +305,17 @@ impl Stream {
         if let (Pace::Full, Some(first), Some((from, to))) =
             (self.pace, self.first, control.window())
         {
-            // After the end mark nothing was due any more.
-            let until = if self.mark == Mark::None { control.mono() } else { self.last };
-            tally.live_ns += until.min(to).saturating_sub(first.max(from));
+            // After the end mark nothing was due any more; before it, silence is a gap as well:
+            // a stream that stands still must not look smooth.
+            let until = if self.mark == Mark::None { control.mono() } else { self.last }.min(to);
+            tally.live_ns += until.saturating_sub(first.max(from));
+            self.max_gap = self.max_gap.max(until.saturating_sub(self.last.max(from)));
+            if self.max_gap > 0 {
+                tally.max_gap.record_ns(self.max_gap);
+            }
         }
         if let Some(deviation) = self.spread.deviation() {
             tally.jitter.record_ns(deviation);
-        }
-        if self.spread.count > 0 {
-            tally.max_gap.record_ns(self.max_gap);
         }
         drop(tally);
         self.settle();

@@ -57,6 +57,18 @@ fn one_late_event_shows_as_gap_and_jitter() {
 }
 
 #[test]
+fn a_stream_that_stands_still_does_not_look_smooth() {
+    let silent = |conn: &mut Conn| conn.head().events([1]).until_gone();
+    let run = serve(silent).load("-n 4 --hold 1s --interval 20ms");
+    within(run.at("/latency_us/max_gap/p50"), 950_000, 1_200_000);
+    assert_eq!(run.json["rate"]["achieved"].as_f64(), Some(0.0));
+    assert_eq!(run.json["marked"], serde_json::json!(["rate"]));
+    // Too short a time to judge a rate of one event per hour by.
+    let run = serve(silent).load("-n 4 --hold 1s --interval 1h");
+    assert!(run.json["rate"]["achieved"].is_null() && run.json["marked"] == serde_json::json!([]));
+}
+
+#[test]
 fn a_slow_server_shows_as_missing_rate() {
     let run = serve(paced).load("-n 4 --count 20 --interval 25ms");
     assert_eq!(run.json["marked"], serde_json::json!(["rate"]));
