@@ -134,10 +134,9 @@ mod tests {
     fn work_shows_as_cpu_time() {
         let own = BTreeSet::from([std::process::id()]);
         let before = cpu(&own);
-        let began = std::time::Instant::now();
-        while began.elapsed().as_millis() < 150 {
-            std::hint::black_box(0);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while cpu(&own).since(&before).total_s() < 0.03 {
+            assert!(std::time::Instant::now() < deadline);
         }
-        assert!(cpu(&own).since(&before).total_s() > 0.03);
     }
 }

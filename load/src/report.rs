@@ -186,6 +186,7 @@ fn streams(plan: &Plan, measured: &Measured) -> Value {
         "begun": tally.attempts,
         "opened": tally.opened,
         "failed": tally.failed(),
+        "unfinished": tally.unfinished(),
         "completed": tally.ended(End::Done),
         "cut": tally.cut(),
         "aborted": tally.ended(End::Aborted),

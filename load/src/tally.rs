@@ -208,8 +208,13 @@ impl Tally {
         self.start_delay.merge(&other.start_delay);
     }
 
+    /// Streams that were not opened; those which our own end forestalled are not among them.
     pub(crate) fn failed(&self) -> u64 {
-        self.failures.values().sum()
+        self.failures.values().sum::<u64>() - self.unfinished()
+    }
+
+    pub(crate) fn unfinished(&self) -> u64 {
+        self.failures.get(&Failure::Unfinished).copied().unwrap_or(0)
     }
 
     pub(crate) fn ended(&self, end: End) -> u64 {

@@ -3,7 +3,7 @@
 
 mod stage;
 
-use stage::{Conn, event, serve};
+use stage::{Conn, event, in_quiet, serve};
 
 /// Streams per run.
 const N: u64 = 6;
@@ -230,16 +230,18 @@ fn silence_ends_by_timeout() {
 
 #[test]
 fn coalesced_events_are_counted_and_mark_the_run() {
-    let script = |conn: &mut Conn| {
-        conn.head().events([1]);
-        let three: String = (2..=4).map(|number| event(conn.id, number)).collect();
-        conn.chunk(&three).events([5]).done();
-    };
-    let run = serve(script).load(&format!("-n {N} --count 5 --ramp 20"));
-    run.only("sequence", &[]);
-    assert_eq!((run.at("/coalesced/chunks"), run.code), (3 * N, 0));
-    assert_eq!(run.json["marked"], serde_json::json!(["coalesced"]));
-    assert!(run.said.contains("MARKED coalesced"));
+    in_quiet(|| {
+        let script = |conn: &mut Conn| {
+            conn.head().events([1]);
+            let three: String = (2..=4).map(|number| event(conn.id, number)).collect();
+            conn.chunk(&three).events([5]).done();
+        };
+        let run = serve(script).load(&format!("-n {N} --count 5 --ramp 20"));
+        run.only("sequence", &[]);
+        assert_eq!((run.at("/coalesced/chunks"), run.code), (3 * N, 0));
+        assert_eq!(run.json["marked"], serde_json::json!(["coalesced"]));
+        assert!(run.said.contains("MARKED coalesced"));
+    });
 }
 
 #[test]

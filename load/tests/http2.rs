@@ -13,7 +13,7 @@ use bytes::Bytes;
 use h2::SendStream;
 use h2::server::SendResponse;
 use rustls_pki_types::PrivatePkcs8KeyDer;
-use stage::{event, run};
+use stage::{event, in_quiet, run};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -145,48 +145,55 @@ fn load(deed: Deed, line: &str) -> (stage::Run, u64) {
 
 #[test]
 fn streams_share_connections_as_told() {
-    let (run, connections) = load(Deed::Good, "-n 25 --per-connection 10 --count 5");
-    assert_eq!((run.code, connections), (0, 3), "{}", run.said);
-    run.only("ends", &[("done", 25)]);
-    assert_eq!(run.at("/events/chunks"), 125);
-    assert_eq!(run.at("/latency_us/relay/count"), 125);
-    let interval = run.at("/latency_us/interval/p50");
-    assert!((19_000..26_000).contains(&interval), "{interval}");
-    let (run, connections) = load(Deed::Good, "-n 20 --per-connection 5 --count 5 --processes 2");
-    assert_eq!((run.at("/ends/done"), connections), (20, 4));
+    in_quiet(|| {
+        let (run, connections) = load(Deed::Good, "-n 25 --per-connection 10 --count 5");
+        assert_eq!((run.code, connections), (0, 3), "{}", run.said);
+        run.only("ends", &[("done", 25)]);
+        assert_eq!(run.at("/events/chunks"), 125);
+        assert_eq!(run.at("/latency_us/relay/count"), 125);
+        let interval = run.at("/latency_us/interval/p50");
+        assert!((19_000..26_000).contains(&interval), "{interval}");
+        let (run, connections) =
+            load(Deed::Good, "-n 20 --per-connection 5 --count 5 --processes 2");
+        assert_eq!((run.at("/ends/done"), connections), (20, 4));
+    });
 }
 
 #[test]
 fn faults_and_ends_are_caught() {
-    let (run, _) = load(Deed::Lose, "-n 6 --count 5");
-    run.only("sequence", &[("lost", 6)]);
-    assert_eq!(run.code, 2);
-    for (deed, end) in [(Deed::Reset, "reset"), (Deed::NoDone, "no_done"), (Deed::Cut, "cut")] {
-        let (run, _) = load(deed, "-n 6 --per-connection 1");
-        run.only("ends", &[(end, 6)]);
-        run.only("sequence", &[]);
-    }
-    let (run, _) = load(Deed::Busy, "-n 4");
-    run.only("failed", &[("status", 4)]);
-    assert_eq!(run.json["statuses"], serde_json::json!({"429": 4}));
-    let (run, _) = load(Deed::Coalesce, "-n 6 --count 5");
-    assert_eq!((run.at("/coalesced/chunks"), run.code), (18, 0));
+    in_quiet(|| {
+        let (run, _) = load(Deed::Lose, "-n 6 --count 5");
+        run.only("sequence", &[("lost", 6)]);
+        assert_eq!(run.code, 2);
+        for (deed, end) in [(Deed::Reset, "reset"), (Deed::NoDone, "no_done"), (Deed::Cut, "cut")] {
+            let (run, _) = load(deed, "-n 6 --per-connection 1");
+            run.only("ends", &[(end, 6)]);
+            run.only("sequence", &[]);
+        }
+        let (run, _) = load(Deed::Busy, "-n 4");
+        run.only("failed", &[("status", 4)]);
+        assert_eq!(run.json["statuses"], serde_json::json!({"429": 4}));
+        let (run, _) = load(Deed::Coalesce, "-n 6 --count 5");
+        assert_eq!((run.at("/coalesced/chunks"), run.code), (18, 0));
+    });
 }
 
 #[test]
 fn holds_aborts_and_lagging_readers_work_on_shared_connections() {
-    let line = "-n 12 --stalled 3 --slow-readers 3 --read-rate 100 --hold 1s --interval 20ms";
-    let (run, connections) = load(Deed::Endless, line);
-    assert_eq!((run.code, connections), (0, 1));
-    run.only("ends", &[("aborted", 12)]);
-    // Six streams of 50 events per second are measured.
-    let measured = run.at("/latency_us/relay/count");
-    assert!((240..=330).contains(&measured), "{measured}");
-    let (run, _) = load(Deed::Endless, "-n 10 --abort-share 1 --abort-within 300ms");
-    run.only("ends", &[("aborted", 10)]);
-    let (run, _) = load(Deed::Reset, "-n 4 --stalled 4 --hold 5s");
-    run.only("ends", &[("reset", 4)]);
-    assert_eq!(run.at("/streams/stalled_cut"), 4);
+    in_quiet(|| {
+        let line = "-n 12 --stalled 3 --slow-readers 3 --read-rate 100 --hold 1s --interval 20ms";
+        let (run, connections) = load(Deed::Endless, line);
+        assert_eq!((run.code, connections), (0, 1));
+        run.only("ends", &[("aborted", 12)]);
+        // Six streams of 50 events per second are measured.
+        let measured = run.at("/latency_us/relay/count");
+        assert!((240..=330).contains(&measured), "{measured}");
+        let (run, _) = load(Deed::Endless, "-n 10 --abort-share 1 --abort-within 300ms");
+        run.only("ends", &[("aborted", 10)]);
+        let (run, _) = load(Deed::Reset, "-n 4 --stalled 4 --hold 5s");
+        run.only("ends", &[("reset", 4)]);
+        assert_eq!(run.at("/streams/stalled_cut"), 4);
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use stage::{Conn, serve};
+use stage::{Conn, in_quiet, serve};
 
 /// Sends as fast as the client takes, in events of some 4 kB, until it leaves.
 fn flood(conn: &mut Conn) {
@@ -24,22 +24,26 @@ fn flood(conn: &mut Conn) {
 
 #[test]
 fn slow_readers_read_at_their_rate_and_are_not_measured() {
-    let run = serve(flood).load("-n 3 --slow-readers 3 --read-rate 20KiB --hold 2s");
-    assert_eq!(run.code, 0, "{}", run.said);
-    let bytes = run.at("/events/body_bytes");
-    // 3 streams of 20 KiB/s for a good two seconds.
-    assert!((100_000..160_000).contains(&bytes), "{bytes}");
-    assert_eq!(run.at("/latency_us/relay/count"), 0);
-    run.only("ends", &[("aborted", 3)]);
+    in_quiet(|| {
+        let run = serve(flood).load("-n 3 --slow-readers 3 --read-rate 20KiB --hold 2s");
+        assert_eq!(run.code, 0, "{}", run.said);
+        let bytes = run.at("/events/body_bytes");
+        // 3 streams of 20 KiB/s for a good two seconds.
+        assert!((100_000..160_000).contains(&bytes), "{bytes}");
+        assert_eq!(run.at("/latency_us/relay/count"), 0);
+        run.only("ends", &[("aborted", 3)]);
+    });
 }
 
 #[test]
 fn slow_readers_do_not_slow_the_others() {
-    let script = |conn: &mut Conn| {
-        conn.head().events(1..=20).done();
-    };
-    let run = serve(script).load("-n 4 --slow-readers 2 --read-rate 100 --count 20 --hold 1s");
-    assert_eq!((run.at("/ends/done"), run.at("/ends/aborted")), (2, 2));
+    in_quiet(|| {
+        let script = |conn: &mut Conn| {
+            conn.head().events(1..=20).done();
+        };
+        let run = serve(script).load("-n 4 --slow-readers 2 --read-rate 100 --count 20 --hold 1s");
+        assert_eq!((run.at("/ends/done"), run.at("/ends/aborted")), (2, 2));
+    });
 }
 
 #[test]
@@ -60,38 +64,42 @@ fn stalled_readers_read_nothing_and_notice_a_cut() {
 
 #[test]
 fn aborts_come_at_random_times_within_bounds() {
-    let gone = Arc::new(Mutex::new(Vec::new()));
-    let record = Arc::clone(&gone);
-    let server = serve(move |conn: &mut Conn| {
-        conn.head();
-        let began = Instant::now();
-        conn.until_gone();
-        record.lock().unwrap().push(began.elapsed());
+    in_quiet(|| {
+        let gone = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&gone);
+        let server = serve(move |conn: &mut Conn| {
+            conn.head();
+            let began = Instant::now();
+            conn.until_gone();
+            record.lock().unwrap().push(began.elapsed());
+        });
+        let run = server.load("-n 20 --abort-share 1 --abort-within 600ms");
+        run.only("ends", &[("aborted", 20)]);
+        assert_eq!(run.code, 0);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while gone.lock().unwrap().len() < 20 && Instant::now() < deadline {
+            stage::pace(10);
+        }
+        let mut gone = gone.lock().unwrap().clone();
+        gone.sort_unstable();
+        assert_eq!(gone.len(), 20);
+        assert!(gone[19] < Duration::from_millis(750), "{gone:?}");
+        assert!(gone[19] - gone[0] > Duration::from_millis(200), "{gone:?}");
     });
-    let run = server.load("-n 20 --abort-share 1 --abort-within 600ms");
-    run.only("ends", &[("aborted", 20)]);
-    assert_eq!(run.code, 0);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while gone.lock().unwrap().len() < 20 && Instant::now() < deadline {
-        stage::pace(10);
-    }
-    let mut gone = gone.lock().unwrap().clone();
-    gone.sort_unstable();
-    assert_eq!(gone.len(), 20);
-    assert!(gone[19] < Duration::from_millis(750), "{gone:?}");
-    assert!(gone[19] - gone[0] > Duration::from_millis(200), "{gone:?}");
 }
 
 #[test]
 fn a_share_of_the_streams_is_aborted() {
-    let script = |conn: &mut Conn| {
-        conn.head().events(1..=30).done();
-    };
-    let run = serve(script).load("-n 60 --abort-share 0.5 --abort-within 100ms --count 30");
-    let aborted = run.at("/ends/aborted");
-    assert!((18..=42).contains(&aborted), "{aborted}");
-    assert_eq!(run.at("/ends/done"), 60 - aborted);
-    run.only("sequence", &[]);
+    in_quiet(|| {
+        let script = |conn: &mut Conn| {
+            conn.head().events(1..=30).done();
+        };
+        let run = serve(script).load("-n 60 --abort-share 0.5 --abort-within 100ms --count 30");
+        let aborted = run.at("/ends/aborted");
+        assert!((18..=42).contains(&aborted), "{aborted}");
+        assert_eq!(run.at("/ends/done"), 60 - aborted);
+        run.only("sequence", &[]);
+    });
 }
 
 #[test]
@@ -115,18 +123,20 @@ fn requests_carry_body_and_headers_from_many_sources() {
 
 #[test]
 fn churn_replaces_what_ends() {
-    let server = serve(|conn: &mut Conn| {
-        conn.head().events(1..=5).done();
+    in_quiet(|| {
+        let server = serve(|conn: &mut Conn| {
+            conn.head().events(1..=5).done();
+        });
+        let run = server.load("-n 5 --churn --duration 2s --count 5");
+        assert_eq!(run.code, 0, "{}", run.said);
+        // A stream lasts some 120 ms.
+        let begun = run.at("/streams/begun");
+        assert!((50..=110).contains(&begun), "{begun}");
+        assert!(run.at("/ends/done") >= begun - 5);
+        assert_eq!(run.at("/streams/live_max"), 5);
+        let ids: BTreeSet<u64> = server.seen.lock().unwrap().iter().map(|seen| seen.id).collect();
+        assert_eq!(ids.len() as u64, begun);
     });
-    let run = server.load("-n 5 --churn --duration 2s --count 5");
-    assert_eq!(run.code, 0, "{}", run.said);
-    // A stream lasts some 120 ms.
-    let begun = run.at("/streams/begun");
-    assert!((50..=110).contains(&begun), "{begun}");
-    assert!(run.at("/ends/done") >= begun - 5);
-    assert_eq!(run.at("/streams/live_max"), 5);
-    let ids: BTreeSet<u64> = server.seen.lock().unwrap().iter().map(|seen| seen.id).collect();
-    assert_eq!(ids.len() as u64, begun);
 }
 
 #[test]

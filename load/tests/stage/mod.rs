@@ -123,6 +123,16 @@ impl Conn {
     }
 }
 
+/// Runs a test of times up to three times: on a crowded machine a run may be late, but not each.
+pub(crate) fn in_quiet(test: fn()) {
+    for _ in 0..2 {
+        if std::panic::catch_unwind(test).is_ok() {
+            return;
+        }
+    }
+    test();
+}
+
 /// Rests, as a server paces itself.
 pub(crate) fn pace(ms: u64) {
     let until = std::time::Instant::now() + Duration::from_millis(ms);
