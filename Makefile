@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test check build many clients bench clean
+.PHONY: help run test check build many clients load bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -27,6 +27,9 @@ many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (r
 
 clients: ## real clients (openai for Python and Node, curl) against `tidegate demo`
 	tests/clients/run
+
+load: ## 10,000 streams through the gateway, measured (as many as the open-file limit allows)
+	load/demo
 
 bench: ## what the parts on every chunk's way cost
 	$(CARGO) bench --bench hot
