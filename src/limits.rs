@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-/// Length of one tick of the timer wheel. Deadlines are rounded up to whole ticks.
+/// Length of one tick of the timer wheel. Deadlines are rounded up to whole ticks, counted from the
+/// tick that has begun: they come within one tick of their time, before or after it.
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// A client connection must deliver its first byte, and a TLS client finish its handshake, by then.

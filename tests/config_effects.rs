@@ -206,7 +206,8 @@ effects! {
         let live = client.start("POST", CHAT, &[("sim-first-byte", "2s")], STREAM).await.head().await;
         let waited = asked.elapsed();
         assert_eq!(live.status, 200);
-        assert!((200..1500).contains(&waited.as_millis()), "{waited:?}");
+        // To within a tick of the wheel; without the key it would be the upstream's two seconds.
+        assert!((100..1500).contains(&waited.as_millis()), "{waited:?}");
         assert_eq!(live.rest().await.end, End::Clean);
     }
     "stream.first_byte" first_byte {

@@ -219,7 +219,8 @@ impl Control {
                 Phase::Open => break,
                 Phase::Flushing(since, flushes) => {
                     if lag.is_none() && self.io.flushes.get() > flushes {
-                        self.phase.set(Phase::Lingering(now.after(limits::CUT_LINGER)));
+                        self.phase
+                            .set(Phase::Lingering(now.after(limits::CUT_LINGER + limits::TICK)));
                         continue;
                     }
                     let latest = since.after(self.patience.client_stall);
