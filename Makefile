@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test check build many clients load bench clean
+.PHONY: help run test check build many clients load peers bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -30,6 +30,11 @@ clients: ## real clients (openai for Python and Node, curl) against `tidegate de
 
 load: ## 10,000 streams through the gateway, measured (as many as the open-file limit allows)
 	load/demo
+
+peers: ## installs the proxies to compare with and shows that each passes streams whole
+	$(CARGO) build --release --workspace
+	load/peers/peer install
+	load/peers/check
 
 bench: ## what the parts on every chunk's way cost
 	$(CARGO) bench --bench hot
