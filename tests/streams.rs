@@ -157,12 +157,14 @@ async fn streams_arrive_byte_for_byte_from_an_http2_upstream() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_all_come_byte_by_byte_arrive_byte_for_byte() {
-    for upstream_h2 in [false, true] {
-        for http in [Http::H1, Http::H2] {
-            let setup = Setup { upstream_h2, ..Setup::default() };
-            // Sending so many small pieces may leave no time to be quiet.
-            let layout = |n| BYTEWISE[n % BYTEWISE.len()];
-            all_arrive(setup, http, 2, layout, 0..=QUIETS * 5).await;
+    for (client_tls, upstream_tls) in [(false, false), (false, true), (true, false), (true, true)] {
+        for upstream_h2 in [false, true] {
+            for http in [Http::H1, Http::H2] {
+                let setup = Setup { client_tls, upstream_tls, upstream_h2, ..Setup::default() };
+                // Sending so many small pieces may leave no time to be quiet.
+                let layout = |n| BYTEWISE[n % BYTEWISE.len()];
+                all_arrive(setup, http, 2, layout, 0..=QUIETS * 5).await;
+            }
         }
     }
 }
