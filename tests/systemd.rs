@@ -2,7 +2,7 @@
 //! workers turn, stopping when told to.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +23,17 @@ fn hears(socket: &UnixDatagram, wanted: &str) {
     panic!("never {wanted}, only {heard:?}");
 }
 
+/// The child, killed if the test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already unless the test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn the_service_manager_hears_ready_watchdog_and_stopping() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -30,7 +41,7 @@ fn the_service_manager_hears_ready_watchdog_and_stopping() {
     let socket = UnixDatagram::bind(&path).expect("a datagram socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     // systemd names the process that the watchdog is for; the shell becomes that process.
-    let mut child = Command::new("sh")
+    let child = Command::new("sh")
         .args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_tidegate")])
         .args(["serve", "--upstream", "http://127.0.0.1:9"])
         .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
@@ -40,12 +51,13 @@ fn the_service_manager_hears_ready_watchdog_and_stopping() {
         .stderr(Stdio::null())
         .spawn()
         .expect("the program starts");
+    let mut running = Running(child);
     hears(&socket, "READY=1");
     for _ in 0..3 {
         hears(&socket, "WATCHDOG=1");
     }
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+    let pid = i32::try_from(running.0.id()).ok().and_then(Pid::from_raw).expect("a pid");
     kill_process(pid, Signal::TERM).expect("it runs");
     hears(&socket, "STOPPING=1");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(running.0.wait().expect("it ends").code(), Some(0));
 }
