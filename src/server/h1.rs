@@ -68,7 +68,7 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
         })
     };
     let mut hyper = Builder::new()
-        .max_buf_size(floor.backlog.max(HYPER_BUFFER_MIN))
+        .max_buf_size((gateway.patience.backlog as usize).max(HYPER_BUFFER_MIN))
         .serve_connection(TokioIo::new(io), service);
     let now = gateway.ground.wheel.now();
     let timer = gateway.ground.wheel.timer();

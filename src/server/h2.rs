@@ -65,7 +65,7 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
         .max_concurrent_streams(floor.h2_max_streams)
         .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
-        .max_send_buf_size(floor.backlog)
+        .max_send_buf_size(gateway.patience.backlog as usize)
         .max_header_list_size(limits::CLIENT_HEAD_BYTES as u32)
         .serve_connection(TokioIo::new(io), service);
     let mut hyper = Box::pin(hyper);

@@ -54,8 +54,6 @@ pub struct Floor {
     pub tls: Option<tokio_rustls::TlsAcceptor>,
     /// Streams on one HTTP/2 connection.
     pub h2_max_streams: u32,
-    /// Bytes hyper may hold for a client that lags.
-    pub backlog: usize,
 }
 
 impl Worker {
@@ -76,7 +74,6 @@ impl Worker {
             gateway: gateway.clone(),
             tls: self.tls.map(Into::into),
             h2_max_streams: config.server.h2_max_streams,
-            backlog: config.stream.backlog,
         });
         wheel.advance(Tick(clock.now().ticks()));
         let mut claims = sockets.claims;

@@ -139,11 +139,6 @@ impl Life {
         }
     }
 
-    /// The gateway's request id.
-    pub fn id(&self) -> &str {
-        &self.row.id
-    }
-
     /// When it was admitted.
     pub fn started(&self) -> Moment {
         self.row.started

@@ -1,10 +1,10 @@
 //! The upstream side: pooled connections to OpenAI-compatible servers, and requests on them.
 //!
 //! Owns everything between a request that is ready to go out and the response that comes back:
-//! [`connect`] (addresses, TCP, TLS, protocol), [`pool`] (which
-//! connection), [`h1`] and [`h2`] (what one is), [`send`] (head rules
-//! and the exchange), [`upload`] and [`download`] (the two bodies). One [`Upstream`] per worker
-//! and configured upstream; nothing here is shared between threads but the TLS configuration.
+//! [`connect`] (addresses, TCP, TLS, protocol), [`pool`] (which connection), [`h1`] and [`h2`]
+//! (what one is), [`send`] (head rules and the exchange), [`upload`] and [`download`] (the two
+//! bodies). One [`Upstream`] per worker and configured upstream; nothing here is shared between
+//! threads but the TLS configuration.
 //!
 //! Invariant: the upstream is chosen by configuration only. A request that may have been written
 //! is never sent twice.
@@ -80,17 +80,5 @@ impl Upstream {
         for pool in &self.pools {
             pool.close_idle(limits::UPSTREAM_IDLE);
         }
-    }
-
-    /// Drops every idle connection; those in use close when their streams end.
-    pub fn close(&self) {
-        for pool in &self.pools {
-            pool.close_idle(std::time::Duration::ZERO);
-        }
-    }
-
-    /// The configured name.
-    pub fn name(&self) -> &str {
-        &self.config.name
     }
 }
