@@ -3,10 +3,12 @@
 //!
 //! Invariant: no other room asks the operating system for the time.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use http::HeaderValue;
 
 use crate::limits::TICK;
 
@@ -55,6 +57,27 @@ impl Clock {
     }
 }
 
+/// The current date as a `Date` header's value (RFC 9110, 6.6.1), made once a second and thread.
+pub fn http_date() -> HeaderValue {
+    thread_local! {
+        static MADE: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    MADE.with_borrow_mut(|made| match made {
+        Some((second, value)) if *second == now => value.clone(),
+        made => {
+            let value = date_of(now);
+            *made = Some((now, value.clone()));
+            value
+        }
+    })
+}
+
+fn date_of(second: u64) -> HeaderValue {
+    let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+    HeaderValue::from_str(&text).expect("a date is visible ASCII")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +94,14 @@ mod tests {
         assert_eq!(first.since(second), Duration::ZERO);
         assert_eq!((first.ticks(), second.ticks()), (2, 10));
         assert_eq!(first.after(Duration::from_millis(750)), second);
+    }
+
+    #[test]
+    fn dates_have_the_fixed_form_and_are_of_now() {
+        assert_eq!(date_of(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
+        let text = http_date();
+        let parsed = httpdate::parse_http_date(text.to_str().expect("ASCII")).expect("a date");
+        let off = SystemTime::now().duration_since(parsed).expect("not of the future");
+        assert!(off < Duration::from_secs(60), "{off:?}");
     }
 }

@@ -29,6 +29,8 @@ pub const COMMIT_BYTES: usize = 16 * 1024;
 /// Largest piece of a response handed to hyper at once, bytes: hyper's HTTP/2 side buffers a piece
 /// whole as soon as one byte of it may go.
 pub const PIECE: usize = 16 * 1024;
+/// A worker's read buffer, bytes: the most that is read of one stream before the next has its turn.
+pub const SCRATCH: usize = 64 * 1024;
 /// Pause between a flushed error event and the cut, so that slow readers see the event
 /// (Node's fetch drops what is not yet consumed when the connection breaks).
 pub const CUT_LINGER: Duration = Duration::from_millis(250);

@@ -243,9 +243,10 @@ async fn kept(sending: Sending) -> Result<Download, Failure> {
         return Ok(body);
     }
     let mut said = Vec::new();
+    let mut scratch = vec![0; limits::ERROR_BODY];
     while said.len() < limits::ERROR_BODY {
-        match std::future::poll_fn(|cx| body.poll_data(cx)).await {
-            Some(Ok(bytes)) => said.extend_from_slice(&bytes),
+        match std::future::poll_fn(|cx| body.poll_data(cx, &mut scratch)).await {
+            Some(Ok(data)) => said.extend_from_slice(data.bytes(&scratch)),
             Some(Err(_)) | None => break,
         }
     }

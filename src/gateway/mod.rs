@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::gateway::route::Routes;
 use crate::permit::Permits;
 use crate::stream::control::Patience;
-use crate::stream::core::{Ground, Rules};
+use crate::stream::core::{Ground, Rules, Scratch};
 use crate::stream::life::{Live, Place};
 use crate::telemetry::cells::Cells;
 use crate::upstream::Upstream;
@@ -99,6 +99,7 @@ impl Gateway {
                 wheel: wheel.clone(),
                 cells: cells.clone(),
                 cutting: Rc::default(),
+                scratch: Scratch::default(),
             }),
             live: Rc::default(),
             patience: Patience {

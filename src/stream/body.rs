@@ -37,7 +37,11 @@ pub struct StreamBody {
 struct Piece(Bytes);
 
 impl Out for Piece {
-    fn put(&mut self, bytes: Bytes) {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0 = Bytes::copy_from_slice(bytes);
+    }
+
+    fn put_owned(&mut self, bytes: Bytes) {
         self.0 = bytes;
     }
 }

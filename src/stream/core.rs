@@ -27,7 +27,8 @@ use crate::stream::life::Life;
 use crate::stream::shape;
 use crate::stream::source::Source;
 use crate::telemetry::cells::{Cells, Reason};
-use crate::wire::sse::{self, Tracker};
+use crate::upstream::download::Data;
+use crate::wire::sse::{self, Fed, Tracker};
 use crate::wire::wheel::{Tick, Timer, Wheel};
 
 #[cfg(test)]
@@ -50,10 +51,15 @@ pub struct Rules {
     pub max_event: usize,
 }
 
-/// Takes what [`Stream::poll_fill`] gives.
+/// Takes what [`Stream::poll_fill`] gives: bytes of the response, to be sent in order.
 pub trait Out {
-    /// Bytes of the response, to be sent in order.
-    fn put(&mut self, bytes: Bytes);
+    /// Bytes that are valid during the call only.
+    fn put(&mut self, bytes: &[u8]);
+
+    /// Bytes that may be kept.
+    fn put_owned(&mut self, bytes: Bytes) {
+        self.put(&bytes);
+    }
 }
 
 /// What one call of [`Stream::poll_fill`] came to.
@@ -92,6 +98,23 @@ pub struct Ground {
     pub cells: std::sync::Arc<Cells>,
     /// Set when the drain deadline has passed.
     pub cutting: Rc<Cell<bool>>,
+    /// Where sockets are read into.
+    pub scratch: Scratch,
+}
+
+/// A worker's one read buffer of [`limits::SCRATCH`] bytes: streams own bytes only while their
+/// clients lag.
+#[derive(Default)]
+pub struct Scratch(Cell<Option<Box<[u8]>>>);
+
+impl Scratch {
+    /// Calls `with` the buffer, which holds anything.
+    pub fn lend<T>(&self, with: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut buffer = self.0.take().unwrap_or_else(|| vec![0; limits::SCRATCH].into());
+        let done = with(&mut buffer);
+        self.0.set(Some(buffer));
+        done
+    }
 }
 
 /// See the module.
@@ -193,8 +216,19 @@ impl Stream {
             if self.ground.cutting.get() {
                 return Poll::Ready(Err(draining()));
             }
-            match self.source.poll_data(cx) {
-                Poll::Ready(Some(Ok(bytes))) => self.receive(bytes)?,
+            let ground = self.ground.clone();
+            let polled = ground.scratch.lend(|scratch| {
+                let data = self.source.poll_data(cx, scratch);
+                data.map(|said| said.map(|data| data.map(|data| data.into_bytes(scratch))))
+            });
+            match polled {
+                Poll::Ready(Some(Ok(bytes))) => {
+                    let fed = self.track(&bytes);
+                    self.keep(bytes, &fed);
+                    if fed.too_long {
+                        return Poll::Ready(Err(self.too_long()));
+                    }
+                }
                 Poll::Ready(Some(Err(failure))) => return Poll::Ready(Err(failure)),
                 Poll::Ready(None) => {
                     self.source = Source::Ended;
@@ -246,17 +280,10 @@ impl Stream {
                 self.fail(draining());
                 continue;
             }
-            match self.source.poll_data(cx) {
-                Poll::Ready(Some(Ok(bytes))) => {
-                    if let Err(failure) = self.receive(bytes) {
-                        self.fail(failure);
-                    } else if self.source.over() {
-                        // With a known length nobody asks again after its last byte.
-                        self.end_of_source();
-                    }
-                }
-                Poll::Ready(Some(Err(failure))) => self.fail(failure),
-                Poll::Ready(None) => self.end_of_source(),
+            let ground = self.ground.clone();
+            match ground.scratch.lend(|scratch| self.pull(cx, scratch, out)) {
+                Poll::Ready(true) => return Poll::Ready(Fill::Data),
+                Poll::Ready(false) => {}
                 Poll::Pending => {
                     if let Poll::Ready(fill) = self.poll_quiet(cx, out) {
                         return Poll::Ready(fill);
@@ -269,29 +296,82 @@ impl Stream {
         }
     }
 
+    /// One step of the source; whether something was put out.
+    fn pull(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], out: &mut impl Out) -> Poll<bool> {
+        match std::task::ready!(self.source.poll_data(cx, scratch)) {
+            Some(Ok(data)) => {
+                let put = self.pass(data, scratch, out);
+                if matches!(self.phase, Phase::Flow) && self.source.over() {
+                    // With a known length nobody asks again after its last byte.
+                    self.end_of_source();
+                }
+                return Poll::Ready(put);
+            }
+            Some(Err(failure)) => self.fail(failure),
+            None => self.end_of_source(),
+        }
+        Poll::Ready(false)
+    }
+
+    /// Passes on what came from upstream, tracked; whether something was put out.
+    fn pass(&mut self, data: Data, scratch: &[u8], out: &mut impl Out) -> bool {
+        let fed = self.track(data.bytes(scratch));
+        if fed.too_long || !fed.replay.is_empty() {
+            self.keep(data.into_bytes(scratch), &fed);
+            if fed.too_long {
+                self.fail(self.too_long());
+            }
+            return false;
+        }
+        match data {
+            Data::Owned(bytes) if fed.skip < bytes.len() => {
+                self.put(bytes.slice(fed.skip..), out);
+            }
+            Data::Here(range) if fed.skip < range.len() => {
+                let bytes = &scratch[range.start + fed.skip..range.end];
+                self.giving();
+                out.put(bytes);
+                self.gave(bytes.len());
+            }
+            _ => return false,
+        }
+        true
+    }
+
     fn put(&mut self, bytes: Bytes, out: &mut impl Out) -> Fill {
-        self.last_out = self.ground.wheel.now();
-        self.life.gave(bytes.len());
+        let len = bytes.len();
+        self.giving();
+        out.put_owned(bytes);
+        self.gave(len);
+        Fill::Data
+    }
+
+    /// Bytes are about to be put out: from here on they count as on their way.
+    fn giving(&self) {
         self.control.io().read(self.ground.clock.now());
-        out.put(bytes);
+    }
+
+    /// So many bytes were put out.
+    fn gave(&mut self, bytes: usize) {
+        self.last_out = self.ground.wheel.now();
+        self.life.gave(bytes);
         if self.ahead.is_empty() && self.completed() {
             // A client may leave now without having missed anything.
             self.life.end(self.complete_reason());
         }
-        Fill::Data
     }
 
-    /// Tracks what came from upstream and queues it to be put out.
-    fn receive(&mut self, mut bytes: Bytes) -> Result<(), Failure> {
+    /// Looks at what came from upstream.
+    fn track(&mut self, bytes: &[u8]) -> Fed {
         let now = self.ground.clock.now();
         self.last_in = self.ground.wheel.now();
-        let Some(tracker) = self.tracker.as_mut() else {
-            self.life.received(bytes.len(), 0, now);
-            self.ahead.push_back(bytes);
-            return Ok(());
-        };
-        let fed = tracker.feed(&bytes);
+        let fed = self.tracker.as_mut().map(|tracker| tracker.feed(bytes)).unwrap_or_default();
         self.life.received(bytes.len(), fed.events, now);
+        fed
+    }
+
+    /// Queues what came from upstream to be put out.
+    fn keep(&mut self, mut bytes: Bytes, fed: &Fed) {
         if !fed.replay.is_empty() {
             self.ahead.push_back(Bytes::from_static(fed.replay));
         }
@@ -299,14 +379,14 @@ impl Stream {
         if !bytes.is_empty() {
             self.ahead.push_back(bytes);
         }
-        if fed.too_long {
-            let text = format!(
-                "an event of the upstream is larger than stream.max_event = {} bytes",
-                self.rules.max_event
-            );
-            return Err(Failure::new(Kind::EventTooLong, text));
-        }
-        Ok(())
+    }
+
+    fn too_long(&self) -> Failure {
+        let text = format!(
+            "an event of the upstream is larger than stream.max_event = {} bytes",
+            self.rules.max_event
+        );
+        Failure::new(Kind::EventTooLong, text)
     }
 
     fn events_seen(&self) -> u64 {

@@ -4,17 +4,15 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-
 use crate::error::Failure;
-use crate::upstream::download::Download;
+use crate::upstream::download::{Data, Download};
 
 /// A response on its way whose head the client has been promised already.
 pub type Awaited = Pin<Box<dyn Future<Output = Result<Download, Failure>>>>;
 
 /// One step of a scripted source; `None` is the clean end.
 #[cfg(test)]
-pub(crate) type Said = Option<Result<Bytes, Failure>>;
+pub(crate) type Said = Option<Result<bytes::Bytes, Failure>>;
 
 /// The upstream's side of a stream. Dropping it cancels what still runs there.
 pub enum Source {
@@ -30,11 +28,15 @@ pub enum Source {
 }
 
 impl Source {
-    /// The next bytes; `None` at the clean end.
+    /// The next bytes, `scratch` being free for them; `None` at the clean end.
     ///
     /// # Errors
     /// As [`Download::poll_data`]; while awaited, whatever kept the response from coming.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+    pub fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+    ) -> Poll<Option<Result<Data, Failure>>> {
         loop {
             match self {
                 Source::Awaiting(response) => match std::task::ready!(response.as_mut().poll(cx)) {
@@ -44,10 +46,12 @@ impl Source {
                         return Poll::Ready(Some(Err(failure)));
                     }
                 },
-                Source::Body(download) => return download.poll_data(cx),
+                Source::Body(download) => return download.poll_data(cx, scratch),
                 #[cfg(test)]
                 Source::Script(said) => {
-                    return said.borrow_mut().pop_front().map_or(Poll::Pending, Poll::Ready);
+                    let said = said.borrow_mut().pop_front();
+                    let data = said.map(|said| said.map(|bytes| bytes.map(Data::Owned)));
+                    return data.map_or(Poll::Pending, Poll::Ready);
                 }
                 Source::Ended => return Poll::Ready(None),
             }

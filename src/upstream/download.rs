@@ -3,6 +3,7 @@
 //! Owns the lease of its connection: a body read to its end gives the connection back, a dropped
 //! one cancels the exchange (HTTP/1.1: RST; HTTP/2: RST_STREAM).
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,6 +16,33 @@ use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::upstream::pool::Lease;
 use crate::upstream::upload::UploadState;
+
+/// Bytes of a response body.
+#[derive(Debug)]
+pub enum Data {
+    /// On their own.
+    Owned(Bytes),
+    /// Within the scratch buffer that was given to read into.
+    Here(Range<usize>),
+}
+
+impl Data {
+    /// The bytes; `scratch` is the buffer they were read with.
+    pub fn bytes<'a>(&'a self, scratch: &'a [u8]) -> &'a [u8] {
+        match self {
+            Data::Owned(bytes) => bytes,
+            Data::Here(range) => &scratch[range.clone()],
+        }
+    }
+
+    /// The same, to be kept.
+    pub fn into_bytes(self, scratch: &[u8]) -> Bytes {
+        match self {
+            Data::Owned(bytes) => bytes,
+            Data::Here(range) => Bytes::copy_from_slice(&scratch[range]),
+        }
+    }
+}
 
 /// A response body and the connection it comes from.
 pub struct Download {
@@ -32,12 +60,16 @@ impl Download {
         download
     }
 
-    /// The next bytes; `None` at the clean end.
+    /// The next bytes, `scratch` being free for them; `None` at the clean end.
     ///
     /// # Errors
     /// `Truncated` when the upstream broke off, `UpstreamProtocol` when what it sent is no HTTP,
     /// the client's own fault when its request body broke the exchange.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+    pub fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        _scratch: &mut [u8],
+    ) -> Poll<Option<Result<Data, Failure>>> {
         loop {
             let Some(frame) = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
                 self.finish();
@@ -50,7 +82,7 @@ impl Download {
                     if self.incoming.is_end_stream() {
                         self.finish();
                     }
-                    Poll::Ready(Some(Ok(bytes)))
+                    Poll::Ready(Some(Ok(Data::Owned(bytes))))
                 }
                 // Trailers are not passed on.
                 Ok(Err(_)) => continue,
@@ -73,7 +105,8 @@ impl Download {
     pub fn settle(mut self) {
         if self.lease.is_some() {
             tokio::task::spawn_local(async move {
-                let end = std::future::poll_fn(|cx| self.poll_data(cx));
+                let mut scratch = [0; 256];
+                let end = std::future::poll_fn(|cx| self.poll_data(cx, &mut scratch));
                 // Whatever comes, nobody waits for it.
                 let _ = tokio::time::timeout(limits::REUSE_WAIT, end).await;
             });

@@ -28,8 +28,8 @@ struct Bench {
 struct Got(Vec<u8>);
 
 impl Out for Got {
-    fn put(&mut self, bytes: Bytes) {
-        self.0.extend_from_slice(&bytes);
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
     }
 }
 
@@ -50,6 +50,7 @@ impl Bench {
             wheel: wheel.clone(),
             cells: cells.clone(),
             cutting: Rc::default(),
+            scratch: Scratch::default(),
         });
         let rules = Rc::new(Rules {
             heartbeat: Some(Duration::from_secs(15)),
