@@ -10,6 +10,9 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 /// A client connection must deliver its first byte, and a TLS client finish its handshake, by then.
 pub const CLIENT_FIRST_BYTE: Duration = Duration::from_secs(10);
+/// Bytes of further, pipelined requests that are read while a response streams; beyond it nothing
+/// is read until the response is over.
+pub const PIPELINED: usize = 16 * 1024;
 /// Time for one complete request head, counted from its first byte.
 pub const CLIENT_HEAD: Duration = Duration::from_secs(10);
 /// An HTTP/1.1 client connection without a request is closed after this.

@@ -19,10 +19,10 @@ use crate::gateway::{Gateway, admit, auth, check, reply};
 use crate::limits;
 use crate::stream::body::ClientBody;
 use crate::stream::control::Control;
-use crate::stream::core::{Stream, reason_of};
-use crate::stream::life::{Birth, Life};
+use crate::stream::core::Stream;
+use crate::stream::life::{Birth, Life, reason_of};
 use crate::stream::source::Source;
-use crate::telemetry::cells::{Reason, Rejection, StatusClass};
+use crate::telemetry::cells::{Path, Reason, Rejection, StatusClass};
 use crate::telemetry::trace;
 use crate::upstream::download::Download;
 use crate::upstream::send::{Answer, Outgoing, send};
@@ -221,8 +221,16 @@ impl Exchange<'_> {
         if let Err(failure) = std::future::poll_fn(|cx| stream.poll_prime(cx, commit_at)).await {
             return Err(failed(stream.life(), self.family, failure));
         }
+        self.path(stream.life());
         let head = reply::event_stream_head(Some(head));
         Ok(reply::streamed(head, self.client, stream, self.control))
+    }
+
+    /// How HTTP/1 clients get their streams is decided where their connection is.
+    fn path(&self, life: &Life) {
+        if self.client == Version::HTTP_2 {
+            life.takes(Path::Http2);
+        }
     }
 
     /// Commits a 200 before the upstream's head is there, so that heartbeats can start.
@@ -231,7 +239,8 @@ impl Exchange<'_> {
         let source = Source::Awaiting(Box::pin(kept(sending)));
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
         let rules = self.gateway.rules[self.route.index].clone();
-        let stream = Stream::events(ground, rules, self.family, source, control, life);
+        let mut stream = Stream::events(ground, rules, self.family, source, control, life);
+        self.path(stream.life());
         reply::streamed(reply::event_stream_head(None), self.client, stream, self.control)
     }
 }

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::gateway::route::Routes;
 use crate::permit::Permits;
 use crate::stream::control::Patience;
-use crate::stream::core::{Ground, Rules, Scratch};
+use crate::stream::ground::{Ground, Rules, Scratch};
 use crate::stream::life::{Live, Place};
 use crate::telemetry::cells::Cells;
 use crate::upstream::Upstream;

@@ -53,9 +53,8 @@ fn take(socket: TcpStream, index: usize, floor: &Rc<Floor>, places: &Arc<Permits
     let floor = floor.clone();
     tokio::task::spawn_local(async move {
         if listen::configure(&socket).is_ok() {
-            connection::serve(socket, index, floor).await;
+            connection::serve(socket, index, floor, place).await;
         }
-        drop(place);
     });
 }
 

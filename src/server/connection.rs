@@ -4,35 +4,58 @@
 //! deadline for the first byte, so that a silent connection is closed.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::limits;
+use crate::permit::Permit;
 use crate::server::io::{ClientIo, Socket};
 use crate::server::worker::Floor;
 use crate::server::{h1, h2};
-use crate::telemetry::cells::Proto;
+use crate::telemetry::cells::{Cells, Proto};
 
 /// How every HTTP/2 client begins (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves `socket` until it is closed.
-pub async fn serve(socket: TcpStream, listener: usize, floor: Rc<Floor>) {
+/// An open connection's part in what is counted, for as long as it lives.
+pub struct Seat {
+    cells: Arc<Cells>,
+    listener: usize,
+    proto: Proto,
+    _place: Permit,
+}
+
+impl Seat {
+    fn take(cells: &Arc<Cells>, listener: usize, proto: Proto, place: Permit) -> Seat {
+        let counted = cells.connections(listener, proto);
+        counted.total.inc();
+        counted.live.add(1);
+        Seat { cells: cells.clone(), listener, proto, _place: place }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.cells.connections(self.listener, self.proto).live.sub(1);
+    }
+}
+
+/// Serves `socket` until it is closed, or its response streams in a task of its own.
+pub async fn serve(socket: TcpStream, listener: usize, floor: Rc<Floor>, place: Permit) {
     let ground = floor.gateway.ground.clone();
     let opened = ground.wheel.timeout(limits::CLIENT_FIRST_BYTE, open(socket, &floor)).await;
     let Ok(Some((socket, ahead, proto))) = opened else { return };
     let h2 = matches!(proto, Proto::H2);
     let io = ClientIo::new(socket, ahead, !h2, &ground.wheel, &ground.clock, &ground.cells);
-    let cells = ground.cells.connections(listener, proto);
-    cells.total.inc();
-    cells.live.add(1);
+    let seat = Seat::take(&ground.cells, listener, proto, place);
     if h2 {
         h2::serve(io, floor).await;
+        drop(seat);
     } else {
-        h1::serve(io, floor).await;
+        h1::serve(io, seat, floor).await;
     }
-    ground.cells.connections(listener, proto).live.sub(1);
 }
 
 async fn open(mut socket: TcpStream, floor: &Floor) -> Option<(Socket, Vec<u8>, Proto)> {
@@ -69,7 +92,7 @@ mod tests {
     /// A task lives as long as its connection: what is held across an await is held per client.
     #[test]
     fn a_connections_task_is_small() {
-        fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size(serve);

@@ -21,6 +21,8 @@ use crate::error::{Failure, Kind};
 use crate::gateway::handle::handle;
 use crate::gateway::{Gateway, reply};
 use crate::limits;
+use crate::server::connection::Seat;
+use crate::server::handoff::{self, Asked, Offer, Slot};
 use crate::server::io::{ClientIo, Inbound};
 use crate::server::worker::Floor;
 use crate::stream::body::ClientBody;
@@ -42,6 +44,8 @@ enum Verdict {
     Refused(Rejection),
     /// A response has to end uncleanly.
     Cut(Cut),
+    /// A response is to stream outside of hyper.
+    HandOff(Offer),
     /// The next request must not reach hyper.
     Refuse(Fault),
     /// A request head did not come to its end.
@@ -50,21 +54,30 @@ enum Verdict {
     Expired,
 }
 
-/// Serves `io` until it is closed.
-pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
+/// Serves `io` until it is closed, or until a response streams.
+pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
     let gateway = floor.gateway.clone();
     let (inbound, state) = (io.inbound(), io.state());
     let current: Rc<RefCell<Weak<Control>>> = Rc::default();
+    let slot: Rc<Slot> = Rc::default();
     let service = {
         let (gateway, current, state) = (gateway.clone(), current.clone(), state.clone());
+        let slot = slot.clone();
         service_fn(move |request: Request<Incoming>| {
             let ground = &gateway.ground;
             let patience = gateway.patience;
             let control =
                 Control::new(state.clone(), ground.cells.clone(), &ground.wheel, patience);
             *current.borrow_mut() = Rc::downgrade(&control);
-            let gateway = gateway.clone();
-            async move { Ok::<_, Infallible>(handle(gateway, control, request).await) }
+            let asked = Asked::of(request.version(), request.headers());
+            let (gateway, slot, state) = (gateway.clone(), slot.clone(), state.clone());
+            async move {
+                let response = handle(gateway, control.clone(), request).await;
+                match handoff::park(&slot, asked, &state, &control, response) {
+                    Ok(()) => std::future::pending().await,
+                    Err(response) => Ok::<_, Infallible>(*response),
+                }
+            }
         })
     };
     let mut hyper = Builder::new()
@@ -72,17 +85,22 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
         .serve_connection(TokioIo::new(io), service);
     let now = gateway.ground.wheel.now();
     let timer = gateway.ground.wheel.timer();
-    let mut watch = Watch { gateway, inbound, state, current, timer, idle_since: now, told: false };
+    let mut watch =
+        Watch { gateway, inbound, state, current, slot, timer, idle_since: now, told: false };
     let verdict = std::future::poll_fn(|cx| watch.step(&mut hyper, cx)).await;
     let cells = watch.gateway.cells().clone();
     // Only now may hyper's part go: its fall settles the request it was busy with.
-    let io = match verdict {
+    let (io, read) = match verdict {
         Verdict::Done => return,
         Verdict::Refused(limit) => return cells.rejections(limit).inc(),
-        _ => hyper.into_parts().io.into_inner(),
+        _ => {
+            let parts = hyper.into_parts();
+            (parts.io.into_inner(), parts.read_buf)
+        }
     };
     match verdict {
         Verdict::Done | Verdict::Refused(_) => {}
+        Verdict::HandOff(offer) => handoff::start(offer, io, read, seat, floor),
         Verdict::Cut(Cut::Close) => io.close().await,
         Verdict::Cut(Cut::Reset) => io.reset(),
         Verdict::Expired => {}
@@ -113,6 +131,7 @@ struct Watch {
     inbound: Rc<Inbound>,
     state: Rc<IoState>,
     current: Rc<RefCell<Weak<Control>>>,
+    slot: Rc<Slot>,
     timer: Timer,
     idle_since: Tick,
     told: bool,
@@ -144,6 +163,9 @@ impl Watch {
                 }
             }
             return Poll::Ready(Verdict::Done);
+        }
+        if let Some(offer) = handoff::take(&self.slot, &self.state) {
+            return Poll::Ready(Verdict::HandOff(offer));
         }
         let now = ground.wheel.now();
         let control = self.current.borrow().upgrade();

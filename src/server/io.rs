@@ -53,8 +53,10 @@ impl Inbound {
 /// See the module.
 pub struct ClientIo {
     socket: Socket,
-    /// Read already, to tell HTTP/2 from HTTP/1.1.
+    /// Read already: to tell HTTP/2 from HTTP/1.1, or behind a request whose response is over.
     ahead: Vec<u8>,
+    /// `ahead` has passed the guard.
+    ahead_inspected: bool,
     guard: Option<Guard>,
     inbound: Rc<Inbound>,
     state: Rc<IoState>,
@@ -76,6 +78,7 @@ impl ClientIo {
         ClientIo {
             socket,
             ahead,
+            ahead_inspected: false,
             guard: guarded.then(|| Guard::new(limits::CLIENT_HEAD_BYTES)),
             inbound: Rc::default(),
             state: Rc::default(),
@@ -83,6 +86,14 @@ impl ClientIo {
             clock: clock.clone(),
             cells: cells.clone(),
         }
+    }
+
+    /// The connection between two requests, `read` having been read from it.
+    pub fn resume(mut self, read: Vec<u8>) -> ClientIo {
+        debug_assert!(self.ahead.is_empty(), "hyper reads what is ahead before it reads on");
+        self.ahead = read;
+        self.ahead_inspected = true;
+        self
     }
 
     /// What the guard knows.
@@ -178,7 +189,7 @@ impl AsyncRead for ClientIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if let Some(fault) = me.inbound.fault() {
+        if let (Some(fault), true) = (me.inbound.fault(), me.ahead.is_empty()) {
             return held_back(fault);
         }
         let passed = buf.filled().len();
@@ -196,6 +207,9 @@ impl AsyncRead for ClientIo {
             me.ahead.drain(..taken);
             if me.ahead.is_empty() {
                 me.ahead = Vec::new();
+            }
+            if me.ahead_inspected {
+                return Poll::Ready(Ok(()));
             }
         }
         me.inspect(buf, passed);

@@ -10,6 +10,7 @@ pub mod admin;
 pub mod connection;
 pub mod h1;
 pub mod h2;
+pub mod handoff;
 pub mod io;
 pub mod listen;
 pub mod systemd;

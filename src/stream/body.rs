@@ -17,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::limits;
 use crate::stream::control::Control;
 use crate::stream::core::{End, Fill, Out, Stream};
+use crate::stream::life::Life;
 
 /// A response body towards a client.
 pub enum ClientBody {
@@ -59,6 +60,22 @@ impl ClientBody {
 }
 
 impl StreamBody {
+    /// The request's record.
+    pub fn life(&mut self) -> &mut Life {
+        self.stream.life()
+    }
+
+    /// Whether it is a stream of events.
+    pub fn is_events(&self) -> bool {
+        self.stream.is_events()
+    }
+
+    /// The stream, for another sink. Nothing may have been asked of this one.
+    pub fn into_stream(self) -> Stream {
+        debug_assert!(self.piece.0.is_empty(), "a body that gave something stays with hyper");
+        self.stream
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.control.asked();
         if self.control.full() {

@@ -50,6 +50,11 @@ impl IoState {
         self.flushes.set(self.flushes.get() + 1);
     }
 
+    /// How often everything was handed to the socket.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.get()
+    }
+
     /// Since when the socket takes nothing.
     pub fn blocked_since(&self) -> Option<Tick> {
         self.blocked_since.get()
@@ -189,6 +194,17 @@ impl Control {
     /// Whoever drives the connection asks again when the socket has taken something.
     pub fn full(&self) -> bool {
         self.io.blocked_since().is_some() && self.given.get() >= self.patience.backlog
+    }
+
+    /// So many bytes wait for the client, known exactly; instead of [`gave`](Control::gave) and
+    /// [`full`](Control::full) for a sink that owns its backlog.
+    pub fn holds(&self, bytes: usize) {
+        self.given.set(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Whether `bytes` are as many as may wait for the client.
+    pub fn holds_all(&self, bytes: usize) -> bool {
+        bytes >= self.patience.backlog as usize
     }
 
     fn lag_since(&self) -> Option<Tick> {

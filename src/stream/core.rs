@@ -10,46 +10,27 @@
 //! the error event, if any, still comes out. Cost per chunk: one look at the bytes, one clock
 //! read, a few `Cell` stores; the wheel is touched by storing a deadline.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::clock::Clock;
 use crate::config::{Family, HeartbeatStyle};
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::stream::control::Control;
-use crate::stream::life::Life;
+use crate::stream::ground::{Ground, Rules};
+use crate::stream::life::{Life, reason_of};
 use crate::stream::shape;
 use crate::stream::source::Source;
-use crate::telemetry::cells::{Cells, Reason};
+use crate::telemetry::cells::Reason;
 use crate::upstream::download::Data;
 use crate::wire::sse::{self, Fed, Tracker};
-use crate::wire::wheel::{Tick, Timer, Wheel};
+use crate::wire::wheel::{Tick, Timer};
 
 #[cfg(test)]
 mod tests;
-
-/// The limits and habits of a route's streams.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// Quiet time towards the client before a heartbeat; `None`: none.
-    pub heartbeat: Option<Duration>,
-    /// How a heartbeat is written.
-    pub style: HeartbeatStyle,
-    /// From the request's last byte to the first event.
-    pub first_byte: Duration,
-    /// Longest quiet of the upstream after that.
-    pub idle: Duration,
-    /// Longest life.
-    pub total: Duration,
-    /// Largest event, bytes.
-    pub max_event: usize,
-}
 
 /// Takes what [`Stream::poll_fill`] gives: bytes of the response, to be sent in order.
 pub trait Out {
@@ -86,35 +67,6 @@ enum Phase {
     Flow,
     /// The end is decided; these pieces still go out, last one first.
     Last(Vec<Bytes>, End),
-}
-
-/// What a stream needs of its worker.
-pub struct Ground {
-    /// The worker's clock.
-    pub clock: Clock,
-    /// The worker's wheel.
-    pub wheel: Wheel,
-    /// The worker's metrics.
-    pub cells: std::sync::Arc<Cells>,
-    /// Set when the drain deadline has passed.
-    pub cutting: Rc<Cell<bool>>,
-    /// Where sockets are read into.
-    pub scratch: Scratch,
-}
-
-/// A worker's one read buffer of [`limits::SCRATCH`] bytes: streams own bytes only while their
-/// clients lag.
-#[derive(Default)]
-pub struct Scratch(Cell<Option<Box<[u8]>>>);
-
-impl Scratch {
-    /// Calls `with` the buffer, which holds anything.
-    pub fn lend<T>(&self, with: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut buffer = self.0.take().unwrap_or_else(|| vec![0; limits::SCRATCH].into());
-        let done = with(&mut buffer);
-        self.0.set(Some(buffer));
-        done
-    }
 }
 
 /// See the module.
@@ -195,6 +147,11 @@ impl Stream {
     /// The request's record.
     pub fn life(&mut self) -> &mut Life {
         &mut self.life
+    }
+
+    /// Whether it is a stream of events, and followed as one.
+    pub fn is_events(&self) -> bool {
+        self.tracker.is_some()
     }
 
     /// Before the head is committed: collects the first event, or `limits::COMMIT_BYTES`, or what
@@ -531,30 +488,4 @@ impl Stream {
 
 fn draining() -> Failure {
     Failure::new(Kind::Draining, "the gateway shuts down; server.drain_deadline has passed")
-}
-
-/// The end reason of a stream that failed with `kind`.
-pub fn reason_of(kind: Kind) -> Reason {
-    match kind {
-        Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
-        Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
-        Kind::Total | Kind::EventTooLong | Kind::Streams => Reason::Limit,
-        Kind::Draining => Reason::Drain,
-        Kind::Internal => Reason::Internal,
-        Kind::Dns
-        | Kind::Connect
-        | Kind::Tls
-        | Kind::UpstreamGone
-        | Kind::UpstreamProtocol
-        | Kind::ErrorFirst
-        | Kind::UpstreamStatus(_) => Reason::UpstreamError,
-        // The client broke its own request: it is the one that ended the exchange.
-        Kind::BadRequest
-        | Kind::HeadTooLarge
-        | Kind::HeadSlow
-        | Kind::BodySlow
-        | Kind::NoRoute
-        | Kind::Method
-        | Kind::Upgrade => Reason::ClientClosed,
-    }
 }

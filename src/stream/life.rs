@@ -11,10 +11,11 @@ use std::sync::Arc;
 use slab::Slab;
 
 use crate::clock::{Clock, Moment};
+use crate::error::Kind;
 use crate::permit::Permit;
 use crate::stream::control::Control;
 use crate::stream::meter::Meter;
-use crate::telemetry::cells::{Cells, Direction, Reason, Side};
+use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
 use crate::wire::wheel::Tick;
@@ -156,6 +157,16 @@ impl Life {
         self.upload = Some(upload);
     }
 
+    /// Whether the whole request has come in.
+    pub fn received_whole_request(&self) -> bool {
+        self.upload.as_ref().is_none_or(|upload| upload.received())
+    }
+
+    /// Notes how the response reaches the client.
+    pub fn takes(&self, path: Path) {
+        self.cells.paths(path).inc();
+    }
+
     /// The response's status is `status`; `request_id` is the upstream's own.
     pub fn answered(&mut self, status: u16, request_id: Option<&str>) {
         self.status = status;
@@ -238,5 +249,31 @@ impl Drop for Life {
             max_gap: self.meter.max_gap(),
             attempt: 1,
         });
+    }
+}
+
+/// The end reason of a stream that failed with `kind`.
+pub fn reason_of(kind: Kind) -> Reason {
+    match kind {
+        Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
+        Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
+        Kind::Total | Kind::EventTooLong | Kind::Streams => Reason::Limit,
+        Kind::Draining => Reason::Drain,
+        Kind::Internal => Reason::Internal,
+        Kind::Dns
+        | Kind::Connect
+        | Kind::Tls
+        | Kind::UpstreamGone
+        | Kind::UpstreamProtocol
+        | Kind::ErrorFirst
+        | Kind::UpstreamStatus(_) => Reason::UpstreamError,
+        // The client broke its own request: it is the one that ended the exchange.
+        Kind::BadRequest
+        | Kind::HeadTooLarge
+        | Kind::HeadSlow
+        | Kind::BodySlow
+        | Kind::NoRoute
+        | Kind::Method
+        | Kind::Upgrade => Reason::ClientClosed,
     }
 }

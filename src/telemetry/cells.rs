@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::names::{self, BUCKETS_MAX, Buckets};
 
 pub use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Proto, Reason, Rejection, ReloadResult,
-    ResumeResult, RetryReason, Side, StatusClass,
+    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
 };
 
 /// What is configured: the label values that are not closed lists. The positions in these lists are
@@ -279,6 +279,7 @@ pub struct Cells {
     pub overhead: Histogram,
     bytes: [[Counter; Side::COUNT]; Direction::COUNT],
     rejections: [Counter; Rejection::COUNT],
+    paths: [Counter; Path::COUNT],
     resumes: [Counter; ResumeResult::COUNT],
 }
 
@@ -297,6 +298,7 @@ impl Cells {
             overhead: Histogram::new(&names::OWN_TIME),
             bytes: Default::default(),
             rejections: Default::default(),
+            paths: Default::default(),
             resumes: Default::default(),
         }
     }
@@ -320,6 +322,11 @@ impl Cells {
     /// Body bytes that went this way on this side.
     pub fn bytes(&self, direction: Direction, side: Side) -> &Counter {
         &self.bytes[direction.index()][side.index()]
+    }
+
+    /// `tidegate_stream_paths_total`.
+    pub fn paths(&self, path: Path) -> &Counter {
+        &self.paths[path.index()]
     }
 
     /// Connections and requests that this limit or rule refused.

@@ -75,6 +75,20 @@ impl From<u16> for StatusClass {
 }
 
 closed_list! {
+    /// How an event stream reaches its client.
+    Path {
+        /// HTTP/1.1, written to the socket by the gateway's own relay.
+        Relay = "relay",
+        /// HTTP/2.
+        Http2 = "http2",
+        /// Through the HTTP library: an HTTP/1.0 client.
+        Http10 = "http10",
+        /// Through the HTTP library: the request's body was still coming in.
+        Upload = "upload",
+    }
+}
+
+closed_list! {
     /// Which way bytes flow, seen from the gateway.
     Direction {
         /// Read by the gateway.
@@ -239,6 +253,7 @@ mod tests {
             ConnectResult::LABELS,
             ConnState::LABELS,
             Rejection::LABELS,
+            Path::LABELS,
             RetryReason::LABELS,
             BreakerState::LABELS,
             ResumeResult::LABELS,

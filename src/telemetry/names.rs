@@ -7,8 +7,8 @@
 use std::fmt::Write;
 
 use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Proto, Reason, Rejection, ReloadResult,
-    ResumeResult, RetryReason, Side, StatusClass,
+    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
 };
 
 /// Most labels one metric may have.
@@ -174,6 +174,8 @@ table! {
         "Bytes held for clients that lag.";
     StalledStreams = "tidegate_stalled_streams", Kind::Gauge, [],
         "Streams whose client takes nothing at the moment.";
+    StreamPaths = "tidegate_stream_paths_total", Kind::Counter, ["path"],
+        "Event streams begun, by the way they reach their client.";
     Rejections = "tidegate_rejections_total", Kind::Counter, ["limit"],
         "Connections and requests refused, by the limit or rule that refused them.";
     QueueDepth = "tidegate_queue_depth", Kind::Gauge, ["upstream"],
@@ -221,6 +223,7 @@ const CLOSED: &[(&str, &str, &[&str])] = &[
     ("", "direction", Direction::LABELS),
     ("", "side", Side::LABELS),
     ("", "limit", Rejection::LABELS),
+    ("", "path", Path::LABELS),
     ("tidegate_streams_ended_total", "reason", Reason::LABELS),
     ("tidegate_retries_total", "reason", RetryReason::LABELS),
     ("tidegate_upstream_connections", "state", ConnState::LABELS),

@@ -16,8 +16,8 @@ use prometheus::{Registry, TextEncoder, proto};
 
 use super::cells::{Cells, Counter, Gauge, Histogram, Observed, RouteCells, Shape, UpstreamCells};
 use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Proto, Reason, Rejection, ReloadResult,
-    ResumeResult, RetryReason, Side, StatusClass,
+    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
 };
 use super::log;
 use super::names::{Kind, LABELS_MAX, Metric, Name};
@@ -174,6 +174,9 @@ impl Source {
             StalledStreams => self.cells(|c| f.gauge([], &c.stalled_streams)),
             Rejections => self.cells(|c| {
                 each(Rejection::ALL, |r| f.counter([r.as_str()], c.rejections(r)));
+            }),
+            StreamPaths => self.cells(|c| {
+                each(Path::ALL, |p| f.counter([p.as_str()], c.paths(p)));
             }),
             Resumes => self.cells(|c| {
                 each(ResumeResult::ALL, |r| f.counter([r.as_str()], c.resumes(r)));

@@ -10,7 +10,7 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Scheme;
-use http::{Uri, Version};
+use http::{StatusCode, Uri, Version};
 
 use crate::limits;
 
@@ -190,6 +190,36 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
         let kind = value.split(|byte| *byte == b';').next().unwrap_or(value);
         kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
     })
+}
+
+/// Whether an HTTP/1.1 message leaves its connection open (RFC 9112, 9.3).
+pub fn keeps_alive(headers: &HeaderMap) -> bool {
+    let options = headers.get_all(CONNECTION).iter().flat_map(|value| list(value.as_bytes()));
+    !options.into_iter().any(|option| option.eq_ignore_ascii_case(b"close"))
+}
+
+/// An HTTP/1.1 response's head in wire form, for a chunked body. `headers` hold nothing about the
+/// connection or the body's framing.
+pub fn chunked_head(status: StatusCode, headers: &HeaderMap, keep_alive: bool) -> Vec<u8> {
+    let fields: usize = headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
+    let mut head = Vec::with_capacity(fields + 96);
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    head.extend_from_slice(b"\r\n");
+    for (name, value) in headers {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    if !keep_alive {
+        head.extend_from_slice(b"connection: close\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 /// Whether the client asks to leave HTTP (a WebSocket). An offer of `h2c` alone, as Java's client

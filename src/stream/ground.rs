@@ -1,0 +1,61 @@
+//! What all streams of a worker, or of a route, share.
+//!
+//! Invariant: [`Scratch`] is lent to one reader at a time; a panic while it is lent costs the buffer,
+//! not the worker.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::HeartbeatStyle;
+use crate::limits;
+use crate::telemetry::cells::Cells;
+use crate::wire::wheel::Wheel;
+
+/// The limits and habits of a route's streams.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Quiet time towards the client before a heartbeat; `None`: none.
+    pub heartbeat: Option<Duration>,
+    /// How a heartbeat is written.
+    pub style: HeartbeatStyle,
+    /// From the request's last byte to the first event.
+    pub first_byte: Duration,
+    /// Longest quiet of the upstream after that.
+    pub idle: Duration,
+    /// Longest life.
+    pub total: Duration,
+    /// Largest event, bytes.
+    pub max_event: usize,
+}
+
+/// What a stream needs of its worker.
+pub struct Ground {
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The worker's wheel.
+    pub wheel: Wheel,
+    /// The worker's metrics.
+    pub cells: Arc<Cells>,
+    /// Set when the drain deadline has passed.
+    pub cutting: Rc<Cell<bool>>,
+    /// Where sockets are read into.
+    pub scratch: Scratch,
+}
+
+/// A worker's one read buffer of [`limits::SCRATCH`] bytes: streams own bytes only while their
+/// clients lag.
+#[derive(Default)]
+pub struct Scratch(Cell<Option<Box<[u8]>>>);
+
+impl Scratch {
+    /// Calls `with` the buffer, which holds anything.
+    pub fn lend<T>(&self, with: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut buffer = self.0.take().unwrap_or_else(|| vec![0; limits::SCRATCH].into());
+        let done = with(&mut buffer);
+        self.0.set(Some(buffer));
+        done
+    }
+}

@@ -1,0 +1,257 @@
+//! The sink for HTTP/1.1: a stream written to the client's connection itself, in the chunked coding.
+//!
+//! Takes over once the HTTP library has parsed the request, and gives the connection back when the
+//! response has ended cleanly. Owns no buffer while the client keeps up: what comes out of the
+//! stream is written where it was read; only what the socket does not take is kept, up to the
+//! client's backlog.
+//!
+//! Invariant: after the head, the client gets whole chunks of the stream, in order, and the last
+//! chunk only at a clean end. An unclean end is asked of the [`Control`], as with every sink.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::limits;
+use crate::stream::control::{Control, Cut};
+use crate::stream::core::{End, Fill, Out, Stream};
+
+#[cfg(test)]
+mod tests;
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// Hexadecimal digits of the largest chunk written, and CRLF.
+const SIZE_LINE: usize = 18;
+/// Reads of a stream before others get their turn.
+const TURNS: usize = 16;
+
+/// How the streaming phase came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The response is complete and with the client's kernel; the connection can go on.
+    Complete,
+    /// The response has to end uncleanly, now.
+    Cut(Cut),
+    /// The client has gone.
+    Gone,
+}
+
+/// See the module.
+pub struct Relay<Io> {
+    line: Line<Io>,
+    stream: Stream,
+    control: Rc<Control>,
+    /// What the client sent meanwhile: the beginning of its next requests.
+    pipelined: Vec<u8>,
+    ended: Option<End>,
+    /// Nothing was written yet: the head waits for the first event to go with it.
+    fresh: bool,
+}
+
+/// The way to the client.
+struct Line<Io> {
+    io: Io,
+    /// What the connection has not taken.
+    backlog: Vec<u8>,
+    /// How much of `backlog` it has taken since.
+    taken: usize,
+    /// Bytes may be in a buffer below (TLS).
+    unflushed: bool,
+    broken: bool,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
+    /// Begins with `head`, the response's head in wire form; `read` is what was read behind the
+    /// request.
+    pub fn new(
+        io: Io,
+        head: Vec<u8>,
+        stream: Stream,
+        control: Rc<Control>,
+        read: Bytes,
+    ) -> Relay<Io> {
+        let line = Line { io, backlog: head, taken: 0, unflushed: false, broken: false };
+        Relay { line, stream, control, pipelined: read.to_vec(), ended: None, fresh: true }
+    }
+
+    /// The connection, and what the client sent behind its request.
+    pub fn into_parts(self) -> (Io, Vec<u8>) {
+        (self.line.io, self.pipelined)
+    }
+
+    /// Drives the response until it is over.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+        if self.client_left(cx) {
+            return Poll::Ready(Verdict::Gone);
+        }
+        let mut turns = 0;
+        while self.step(cx) {
+            turns += 1;
+            if turns == TURNS {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        if self.line.broken {
+            return Poll::Ready(Verdict::Gone);
+        }
+        if self.ended == Some(End::Clean) && self.line.is_clear() {
+            return Poll::Ready(Verdict::Complete);
+        }
+        self.control.holds(self.line.held());
+        self.control.poll_cut(cx).map(Verdict::Cut)
+    }
+
+    /// Whether there may be more to do at once.
+    fn step(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.fresh {
+            self.line.push(cx);
+        }
+        if self.ended.is_some() || self.line.broken || self.control.holds_all(self.line.held()) {
+            return false;
+        }
+        let mut out = Chunks { line: &mut self.line, waker: cx.waker(), fresh: self.fresh };
+        let stream = &mut self.stream;
+        let fill = catch_unwind(AssertUnwindSafe(|| stream.poll_fill(cx, &mut out)));
+        self.fresh = false;
+        match fill {
+            Ok(Poll::Ready(Fill::Data)) => return true,
+            Ok(Poll::Ready(Fill::End(end))) => self.end(end),
+            Ok(Poll::Pending) => {}
+            Err(_) => {
+                self.stream.abandon();
+                self.end(End::Cut);
+            }
+        }
+        self.line.push(cx);
+        false
+    }
+
+    fn end(&mut self, end: End) {
+        self.ended = Some(end);
+        match end {
+            End::Clean => self.line.backlog.extend_from_slice(LAST_CHUNK),
+            End::Cut => {
+                self.control.cut();
+                // The cut waits for a flush, whether there was anything left to flush or not.
+                self.line.unflushed = true;
+            }
+        }
+    }
+
+    /// Reads what the client sends, to know whether it is still there.
+    fn client_left(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.pipelined.len() < limits::PIPELINED {
+            let mut piece = [MaybeUninit::uninit(); 1024];
+            let mut piece = ReadBuf::uninit(&mut piece);
+            match Pin::new(&mut self.line.io).poll_read(cx, &mut piece) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) if !piece.filled().is_empty() => {
+                    self.pipelined.extend_from_slice(piece.filled());
+                }
+                // Half closed counts as gone: whoever has no more to say to an HTTP server has left.
+                Poll::Ready(_) => return true,
+            }
+        }
+        false
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> Line<Io> {
+    fn held(&self) -> usize {
+        self.backlog.len() - self.taken
+    }
+
+    fn is_clear(&self) -> bool {
+        self.backlog.is_empty() && !self.unflushed
+    }
+
+    /// Hands on what waits, as far as it is taken.
+    fn push(&mut self, cx: &mut Context<'_>) {
+        while self.held() > 0 {
+            let polled = Pin::new(&mut self.io).poll_write(cx, &self.backlog[self.taken..]);
+            match polled {
+                Poll::Ready(Ok(taken)) if taken > 0 => {
+                    self.taken += taken;
+                    self.unflushed = true;
+                }
+                Poll::Ready(_) => return self.broken = true,
+                Poll::Pending => return,
+            }
+        }
+        if !self.backlog.is_empty() {
+            self.backlog = Vec::new();
+            self.taken = 0;
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(_)) => self.broken = true,
+                Poll::Pending => {}
+            }
+        }
+    }
+
+    fn keep(&mut self, pieces: &[IoSlice<'_>], taken: usize) {
+        let mut skip = taken;
+        for piece in pieces {
+            let from = skip.min(piece.len());
+            skip -= from;
+            self.backlog.extend_from_slice(&piece[from..]);
+        }
+    }
+}
+
+/// Writes what a stream gives as chunks.
+struct Chunks<'a, Io> {
+    line: &'a mut Line<Io>,
+    waker: &'a Waker,
+    /// Only collect: what comes first goes out with the head.
+    fresh: bool,
+}
+
+impl<Io: AsyncWrite + Unpin> Out for Chunks<'_, Io> {
+    fn put(&mut self, bytes: &[u8]) {
+        let mut line = [0; SIZE_LINE];
+        let size = size_line(bytes.len(), &mut line);
+        let pieces = [IoSlice::new(size), IoSlice::new(bytes), IoSlice::new(b"\r\n")];
+        let whole = size.len() + bytes.len() + 2;
+        // A connection that has not flushed what it took (TLS) gets no more: its buffer has no
+        // bound of ours.
+        if self.fresh || !self.line.is_clear() || self.line.broken {
+            return self.line.keep(&pieces, 0);
+        }
+        let mut cx = Context::from_waker(self.waker);
+        match Pin::new(&mut self.line.io).poll_write_vectored(&mut cx, &pieces) {
+            Poll::Ready(Ok(taken)) => {
+                self.line.unflushed = true;
+                if taken < whole {
+                    self.line.keep(&pieces, taken);
+                }
+            }
+            Poll::Ready(Err(_)) => self.line.broken = true,
+            Poll::Pending => self.line.keep(&pieces, 0),
+        }
+    }
+}
+
+/// `len` in hexadecimal and CRLF, at the end of `line`.
+fn size_line(len: usize, line: &mut [u8; SIZE_LINE]) -> &[u8] {
+    let mut at = SIZE_LINE - 2;
+    line[at..].copy_from_slice(b"\r\n");
+    let mut rest = len;
+    loop {
+        at -= 1;
+        line[at] = b"0123456789abcdef"[rest & 0xF];
+        rest >>= 4;
+        if rest == 0 {
+            return &line[at..];
+        }
+    }
+}
