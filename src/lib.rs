@@ -11,6 +11,7 @@ pub mod config;
 pub mod error;
 pub mod gateway;
 pub mod limits;
+pub mod memory;
 pub mod permit;
 pub mod server;
 pub mod sim;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The floors from the ground up; a room uses only rooms of lower floors.
 const FLOORS: [&[&str]; 13] = [
-    &["limits"],
+    &["limits", "memory"],
     &["clock", "error"],
     &["permit"],
     &["config"],

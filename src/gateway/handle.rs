@@ -81,9 +81,7 @@ async fn proxy(
     let family = sse::family_of(request.uri().path(), route.family);
     let (traceparent, trace_id) = trace_context(request.headers());
     let mut life = Life::begin(Birth {
-        live: gateway.live.clone(),
-        cells: gateway.cells().clone(),
-        clock: gateway.ground.clock.clone(),
+        ground: gateway.ground.clone(),
         permit,
         place: gateway.places[route.index].clone(),
         id: id.to_owned(),
@@ -300,12 +298,13 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// The client's trace context passed on untouched if valid, else a new one; and its trace id.
-fn trace_context(headers: &HeaderMap) -> (HeaderValue, String) {
+fn trace_context(headers: &HeaderMap) -> (HeaderValue, Option<u128>) {
     let value = headers.get(TRACEPARENT).filter(|v| head::traceparent_ok(v)).cloned();
     let value = value.unwrap_or_else(|| {
         HeaderValue::from_str(&trace::new_traceparent()).expect("hex digits and dashes")
     });
-    let id = value.to_str().ok().and_then(trace::trace_id).unwrap_or_default().to_owned();
+    let id = value.to_str().ok().and_then(trace::trace_id);
+    let id = id.and_then(|digits| u128::from_str_radix(digits, 16).ok());
     (value, id)
 }
 

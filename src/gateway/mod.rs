@@ -30,8 +30,6 @@ use crate::wire::wheel::Wheel;
 pub struct Gateway {
     /// Time, wheel and metrics.
     pub ground: Rc<Ground>,
-    /// The streams that live on this worker.
-    pub live: Rc<Live>,
     /// What is borne from clients that lag.
     pub patience: Patience,
     /// Set from the moment a drain begins.
@@ -98,10 +96,10 @@ impl Gateway {
                 clock: clock.clone(),
                 wheel: wheel.clone(),
                 cells: cells.clone(),
+                live: Live::default(),
                 cutting: Rc::default(),
                 scratch: Scratch::default(),
             }),
-            live: Rc::default(),
             patience: Patience {
                 client_stall: stream.client_stall,
                 backlog: u32::try_from(stream.backlog).unwrap_or(u32::MAX),

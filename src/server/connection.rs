@@ -48,7 +48,7 @@ pub async fn serve(socket: TcpStream, listener: usize, floor: Rc<Floor>, place: 
     let opened = ground.wheel.timeout(limits::CLIENT_FIRST_BYTE, open(socket, &floor)).await;
     let Ok(Some((socket, ahead, proto))) = opened else { return };
     let h2 = matches!(proto, Proto::H2);
-    let io = ClientIo::new(socket, ahead, !h2, &ground.wheel, &ground.clock, &ground.cells);
+    let io = ClientIo::new(socket, ahead, !h2, &ground);
     let seat = Seat::take(&ground.cells, listener, proto, place);
     if h2 {
         h2::serve(io, floor).await;

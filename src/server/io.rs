@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,12 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use crate::clock::Clock;
 use crate::limits;
 use crate::stream::control::IoState;
-use crate::telemetry::Cells;
+use crate::stream::ground::Ground;
 use crate::wire::guard::{Expecting, Fault, Guard};
-use crate::wire::wheel::{Tick, Wheel};
+use crate::wire::wheel::Tick;
 
 /// The transport under a client connection.
 pub enum Socket {
@@ -60,21 +58,12 @@ pub struct ClientIo {
     guard: Option<Guard>,
     inbound: Rc<Inbound>,
     state: Rc<IoState>,
-    wheel: Wheel,
-    clock: Clock,
-    cells: Arc<Cells>,
+    ground: Rc<Ground>,
 }
 
 impl ClientIo {
     /// A socket of which `ahead` was read already; HTTP/1.1 ones are guarded.
-    pub fn new(
-        socket: Socket,
-        ahead: Vec<u8>,
-        guarded: bool,
-        wheel: &Wheel,
-        clock: &Clock,
-        cells: &Arc<Cells>,
-    ) -> ClientIo {
+    pub fn new(socket: Socket, ahead: Vec<u8>, guarded: bool, ground: &Rc<Ground>) -> ClientIo {
         ClientIo {
             socket,
             ahead,
@@ -82,9 +71,7 @@ impl ClientIo {
             guard: guarded.then(|| Guard::new(limits::CLIENT_HEAD_BYTES)),
             inbound: Rc::default(),
             state: Rc::default(),
-            wheel: wheel.clone(),
-            clock: clock.clone(),
-            cells: cells.clone(),
+            ground: ground.clone(),
         }
     }
 
@@ -115,7 +102,7 @@ impl ClientIo {
         }
         let within_head = guard.expecting() == Expecting::Head;
         match (within_head, self.inbound.head_since.get()) {
-            (true, None) => self.inbound.head_since.set(Some(self.wheel.now())),
+            (true, None) => self.inbound.head_since.set(Some(self.ground.wheel.now())),
             (false, Some(_)) => self.inbound.head_since.set(None),
             _ => {}
         }
@@ -143,7 +130,7 @@ impl ClientIo {
 
     /// Writes `last` and closes; a client that does not take it has no right to be told.
     pub async fn say_and_close(mut self, last: &[u8]) {
-        let wheel = self.wheel.clone();
+        let wheel = self.ground.wheel.clone();
         let said = wheel.timeout(limits::CLOSE_WAIT, async {
             self.write_all(last).await?;
             self.flush().await
@@ -156,7 +143,7 @@ impl ClientIo {
     /// Closes with FIN, below TLS, so that a TLS client too sees that the end is not clean; reads
     /// on for a moment so that the kernel does not make it an RST that overtakes our last bytes.
     pub async fn close(mut self) {
-        let wheel = self.wheel.clone();
+        let wheel = self.ground.wheel.clone();
         let tcp = self.tcp_mut();
         if socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Write).is_err() {
             return;
@@ -233,12 +220,12 @@ impl ClientIo {
     fn written(&self, polled: &Poll<io::Result<usize>>) {
         match polled {
             Poll::Ready(Ok(_)) => {
-                if let Some(relay) = self.state.wrote(&self.clock) {
-                    self.cells.chunk_relay.observe(relay);
+                if let Some(relay) = self.state.wrote(&self.ground.clock) {
+                    self.ground.cells.chunk_relay.observe(relay);
                 }
             }
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.state.blocked(self.wheel.now()),
+            Poll::Pending => self.state.blocked(self.ground.wheel.now()),
         }
     }
 }
@@ -289,7 +276,7 @@ impl AsyncWrite for ClientIo {
             Poll::Ready(Ok(())) => me.state.flushed(),
             Poll::Ready(Err(_)) => {}
             // TLS buffers what the socket does not take.
-            Poll::Pending => me.state.blocked(me.wheel.now()),
+            Poll::Pending => me.state.blocked(me.ground.wheel.now()),
         }
         polled
     }

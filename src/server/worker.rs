@@ -15,14 +15,15 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::Clock;
 use crate::gateway::{Gateway, Shared};
 use crate::limits;
+use crate::memory;
 use crate::permit::Permits;
 use crate::server::listen::WorkerSockets;
 use crate::server::{Stage, accept};
 use crate::telemetry::Cells;
 use crate::wire::wheel::{Tick, Wheel};
 
-/// How often idle upstream connections are looked at, in ticks.
-const CLOSE_IDLE_TICKS: u32 = 50;
+/// How often idle upstream connections are looked at and memory is given back, in ticks.
+const SWEEP_TICKS: u32 = 50;
 
 /// A question from the control thread.
 pub enum Ask {
@@ -93,8 +94,9 @@ impl Worker {
                     wheel.advance(Tick(clock.now().ticks()));
                     self.beat.store(true, Ordering::Relaxed);
                     turns = turns.wrapping_add(1);
-                    if turns.is_multiple_of(CLOSE_IDLE_TICKS) {
+                    if turns.is_multiple_of(SWEEP_TICKS) {
                         gateway.close_idle();
+                        memory::give_back();
                     }
                 }
                 Some(ask) = asked.recv() => answer(ask, &gateway, &clock),
@@ -122,10 +124,10 @@ fn answer(ask: Ask, gateway: &Gateway, clock: &Clock) {
     let Ask::Streams(to) = ask;
     let now = clock.now();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let mut rows = Vec::with_capacity(gateway.live.len());
-    gateway.live.for_each(|row| {
+    let mut rows = Vec::with_capacity(gateway.ground.live.len());
+    gateway.ground.live.for_each(|row| {
         rows.push(json!({
-            "id": row.id,
+            "id": &*row.id,
             "route": row.place.route,
             "upstream": row.place.upstream,
             "age_ms": millis(now.since(row.started)),

@@ -8,7 +8,7 @@
 //!
 //! Invariant: a cut that was asked for happens within `client_stall` and the linger.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -103,7 +103,8 @@ pub struct Control {
     io: Rc<IoState>,
     cells: Arc<Cells>,
     wheel: Wheel,
-    timer: Timer,
+    /// Made when first needed: most streams never lag.
+    timer: OnceCell<Timer>,
     patience: Patience,
     phase: Cell<Phase>,
     /// When the body last gave bytes and has not been asked for more since.
@@ -129,7 +130,7 @@ impl Control {
             io,
             cells,
             wheel: wheel.clone(),
-            timer: wheel.timer(),
+            timer: OnceCell::new(),
             patience,
             phase: Cell::new(Phase::Open),
             waiting_since: Cell::new(None),
@@ -258,8 +259,8 @@ impl Control {
             }
         }
         match due {
-            Some(due) => self.timer.set(due, cx.waker()),
-            None => self.timer.clear(),
+            Some(due) => self.timer.get_or_init(|| self.wheel.timer()).set(due, cx.waker()),
+            None => self.timer.get().into_iter().for_each(Timer::clear),
         }
         Poll::Pending
     }

@@ -65,8 +65,8 @@ pub enum End {
 enum Phase {
     /// Relaying.
     Flow,
-    /// The end is decided; these pieces still go out, last one first.
-    Last(Vec<Bytes>, End),
+    /// The end is decided; what is ahead still goes out.
+    Last(End),
 }
 
 /// See the module.
@@ -226,12 +226,11 @@ impl Stream {
     /// Puts the next bytes into `out`, or tells how to end. After an end it only repeats itself.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
         loop {
-            if let Phase::Last(pieces, end) = &mut self.phase {
-                let Some(piece) = pieces.pop() else { return Poll::Ready(Fill::End(*end)) };
-                return Poll::Ready(self.put(piece, out));
-            }
             if let Some(bytes) = self.ahead.pop_front() {
                 return Poll::Ready(self.put(bytes, out));
+            }
+            if let Phase::Last(end) = self.phase {
+                return Poll::Ready(Fill::End(end));
             }
             if self.ground.cutting.get() {
                 self.fail(draining());
@@ -437,7 +436,7 @@ impl Stream {
 
     fn finish(&mut self, reason: Reason) {
         self.life.end(reason);
-        self.last(VecDeque::new(), End::Clean);
+        self.last(End::Clean);
     }
 
     /// Ends uncleanly: the error event in the family's shape, unless the upstream told one.
@@ -449,40 +448,36 @@ impl Stream {
         self.source = Source::Ended;
         let Some(tracker) = self.tracker.as_ref() else {
             self.life.end(reason_of(failure.kind));
-            return self.last(VecDeque::new(), End::Cut);
+            return self.last(End::Cut);
         };
         if tracker.error_event() {
             self.life.end(Reason::UpstreamError);
-            return self.last(VecDeque::new(), End::Cut);
+            return self.last(End::Cut);
         }
         self.life.end(reason_of(failure.kind));
-        let mut pieces = VecDeque::new();
         // An event begun cannot be taken back; it is ended, so that the error stands alone.
         let closing = tracker.closing();
         if !closing.is_empty() {
-            pieces.push_back(Bytes::from_static(closing));
+            self.ahead.push_back(Bytes::from_static(closing));
         }
         let mut event = shape::error_event(self.family, &failure);
         // The last byte travels alone: an HTTP/2 sink that is asked for more after it knows that
         // flow control has let everything before it pass.
         let last = event.split_off(event.len() - 1);
-        pieces.extend([event, last]);
-        self.last(pieces, End::Cut);
+        self.ahead.extend([event, last]);
+        self.last(End::Cut);
     }
 
-    fn last(&mut self, pieces: VecDeque<Bytes>, end: End) {
+    fn last(&mut self, end: End) {
         self.source = Source::Ended;
         self.timer.clear();
-        let mut all: Vec<Bytes> = std::mem::take(&mut self.ahead).into();
-        all.extend(pieces);
-        all.reverse();
-        self.phase = Phase::Last(all, end);
+        self.phase = Phase::Last(end);
     }
 
     /// Ends at once without an error event: something in the gateway broke.
     pub fn abandon(&mut self) {
         self.life.end(Reason::Internal);
-        self.last(VecDeque::new(), End::Cut);
+        self.last(End::Cut);
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
 use crate::limits;
+use crate::stream::life::Live;
 use crate::telemetry::cells::Cells;
 use crate::wire::wheel::Wheel;
 
@@ -39,6 +40,8 @@ pub struct Ground {
     pub wheel: Wheel,
     /// The worker's metrics.
     pub cells: Arc<Cells>,
+    /// The streams that live on this worker.
+    pub live: Live,
     /// Set when the drain deadline has passed.
     pub cutting: Rc<Cell<bool>>,
     /// Where sockets are read into.

@@ -6,16 +6,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use slab::Slab;
 
-use crate::clock::{Clock, Moment};
+use crate::clock::Moment;
 use crate::error::Kind;
 use crate::permit::Permit;
 use crate::stream::control::Control;
+use crate::stream::ground::Ground;
 use crate::stream::meter::Meter;
-use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
+use crate::telemetry::cells::{Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
 use crate::wire::wheel::Tick;
@@ -40,7 +40,7 @@ pub struct Live(RefCell<Slab<Rc<Row>>>);
 /// What others may see of a live stream.
 pub struct Row {
     /// The gateway's request id.
-    pub id: String,
+    pub id: Box<str>,
     /// Route and upstream.
     pub place: Rc<Place>,
     /// When it was admitted.
@@ -74,12 +74,8 @@ impl Live {
 
 /// What a life needs of its worker and its request.
 pub struct Birth {
-    /// The worker's live streams.
-    pub live: Rc<Live>,
-    /// The worker's metrics.
-    pub cells: Arc<Cells>,
-    /// The worker's clock.
-    pub clock: Clock,
+    /// What the worker's streams share.
+    pub ground: Rc<Ground>,
     /// The request's place among the streams.
     pub permit: Permit,
     /// Route and upstream.
@@ -87,7 +83,7 @@ pub struct Birth {
     /// The gateway's request id.
     pub id: String,
     /// The W3C trace id it belongs to.
-    pub trace_id: String,
+    pub trace_id: Option<u128>,
     /// Its line to the client's connection.
     pub control: Rc<Control>,
 }
@@ -95,15 +91,16 @@ pub struct Birth {
 /// See the module.
 pub struct Life {
     row: Rc<Row>,
-    key: usize,
-    live: Rc<Live>,
-    cells: Arc<Cells>,
-    clock: Clock,
-    trace_id: String,
-    upstream_request_id: Option<String>,
+    ground: Rc<Ground>,
+    trace_id: Option<u128>,
+    upstream_request_id: Option<Box<str>>,
+    key: u32,
     status: u16,
     reason: Option<Reason>,
+    /// The request's body, until it has wholly gone on.
     upload: Option<Rc<UploadState>>,
+    /// When it had.
+    asked: Tick,
     /// Timing and counts.
     pub meter: Meter,
     _permit: Permit,
@@ -112,29 +109,28 @@ pub struct Life {
 impl Life {
     /// Enters the live streams.
     pub fn begin(birth: Birth) -> Life {
-        let Birth { live, cells, clock, permit, place, id, trace_id, control } = birth;
-        cells.route(place.route_index).streams_live.add(1);
-        let now = clock.now();
+        let Birth { ground, permit, place, id, trace_id, control } = birth;
+        ground.cells.route(place.route_index).streams_live.add(1);
+        let now = ground.clock.now();
         let row = Rc::new(Row {
-            id,
+            id: id.into(),
             place,
             started: now,
             bytes: Cell::new(0),
             active: Cell::new(now),
             control,
         });
-        let key = live.0.borrow_mut().insert(row.clone());
+        let key = ground.live.0.borrow_mut().insert(row.clone());
         Life {
             row,
-            key,
-            live,
-            cells,
-            clock,
+            ground,
             trace_id,
             upstream_request_id: None,
+            key: u32::try_from(key).expect("permits keep streams far below 2^32"),
             status: 499,
             reason: None,
             upload: None,
+            asked: Tick(now.ticks()),
             meter: Meter::default(),
             _permit: permit,
         }
@@ -148,13 +144,26 @@ impl Life {
     /// From when on the upstream's first event is waited for: the last progress of the request's
     /// body, so that a slow upload is not taken for a slow upstream.
     pub fn asked(&self) -> Tick {
-        let started = Tick(self.row.started.ticks());
-        self.upload.as_ref().map_or(started, |upload| upload.moved().max(started))
+        self.upload.as_ref().map_or(self.asked, |upload| upload.moved().max(self.asked))
     }
 
     /// The request body it came with.
     pub fn uploads(&mut self, upload: Rc<UploadState>) {
         self.upload = Some(upload);
+    }
+
+    /// Lets go of the request's body once it has wholly gone on.
+    fn settle_upload(&mut self) {
+        if let Some(upload) = self.upload.take_if(|upload| upload.done()) {
+            self.asked = upload.moved().max(self.asked);
+            self.count_upload(&upload);
+        }
+    }
+
+    fn count_upload(&self, upload: &UploadState) {
+        let cells = &self.ground.cells;
+        cells.bytes(Direction::In, Side::Client).add(upload.bytes());
+        cells.bytes(Direction::Out, Side::Upstream).add(upload.bytes());
     }
 
     /// Whether the whole request has come in.
@@ -164,13 +173,14 @@ impl Life {
 
     /// Notes how the response reaches the client.
     pub fn takes(&self, path: Path) {
-        self.cells.paths(path).inc();
+        self.ground.cells.paths(path).inc();
     }
 
     /// The response's status is `status`; `request_id` is the upstream's own.
     pub fn answered(&mut self, status: u16, request_id: Option<&str>) {
         self.status = status;
-        self.upstream_request_id = request_id.map(str::to_owned);
+        self.upstream_request_id = request_id.map(Into::into);
+        self.settle_upload();
     }
 
     /// The first verdict stands.
@@ -181,8 +191,9 @@ impl Life {
     /// The upstream sent `bytes` bytes with `events` whole events at `now`.
     pub fn received(&mut self, bytes: usize, events: u32, now: Moment) {
         self.row.active.set(now);
-        let upstream = self.cells.upstream(self.row.place.upstream_index);
-        self.cells.bytes(Direction::In, Side::Upstream).add(bytes as u64);
+        let cells = &self.ground.cells;
+        let upstream = cells.upstream(self.row.place.upstream_index);
+        cells.bytes(Direction::In, Side::Upstream).add(bytes as u64);
         let first = self.meter.first().is_none();
         let interval = self.meter.events(events, now);
         upstream.events.add(u64::from(events));
@@ -194,7 +205,7 @@ impl Life {
             }
         } else if events > 0 && first {
             let ttfb = now.since(self.row.started);
-            self.cells.route(self.row.place.route_index).ttfb.observe(ttfb);
+            cells.route(self.row.place.route_index).ttfb.observe(ttfb);
         }
     }
 
@@ -202,13 +213,13 @@ impl Life {
     pub fn gave(&mut self, bytes: usize) {
         self.meter.bytes += bytes as u64;
         self.row.bytes.set(self.meter.bytes);
-        self.cells.bytes(Direction::Out, Side::Client).add(bytes as u64);
+        self.ground.cells.bytes(Direction::Out, Side::Client).add(bytes as u64);
     }
 }
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.live.0.borrow_mut().remove(self.key);
+        self.ground.live.0.borrow_mut().remove(self.key as usize);
         let place = &self.row.place;
         // A panic unwinds through here before anybody can catch it and name the reason.
         let left = if std::thread::panicking() {
@@ -218,9 +229,10 @@ impl Drop for Life {
             Reason::ClientClosed
         };
         let reason = self.reason.or_else(|| self.row.control.ended()).unwrap_or(left);
-        let duration = self.clock.now().since(self.row.started);
+        let duration = self.ground.clock.now().since(self.row.started);
+        let cells = &self.ground.cells;
         let (route, upstream) =
-            (self.cells.route(place.route_index), self.cells.upstream(place.upstream_index));
+            (cells.route(place.route_index), cells.upstream(place.upstream_index));
         route.streams_live.sub(1);
         route.duration.observe(duration);
         upstream.ended(reason).inc();
@@ -231,13 +243,13 @@ impl Drop for Life {
             upstream.max_gap.observe(gap);
         }
         if let Some(upload) = &self.upload {
-            self.cells.bytes(Direction::In, Side::Client).add(upload.bytes());
-            self.cells.bytes(Direction::Out, Side::Upstream).add(upload.bytes());
+            self.count_upload(upload);
         }
+        let trace_id = self.trace_id.map(|id| format!("{id:032x}"));
         log::stream_end(&StreamEnd {
             id: &self.row.id,
             upstream_request_id: self.upstream_request_id.as_deref(),
-            trace_id: Some(&self.trace_id),
+            trace_id: trace_id.as_deref(),
             route: &place.route,
             upstream: &place.upstream,
             status: self.status,

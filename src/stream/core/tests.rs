@@ -24,7 +24,6 @@ struct Bench {
     ground: Rc<Ground>,
     said: Rc<RefCell<VecDeque<Said>>>,
     permits: Arc<Permits>,
-    live: Rc<Live>,
     stream: Option<Stream>,
 }
 
@@ -53,6 +52,7 @@ impl Bench {
             clock: clock.clone(),
             wheel: wheel.clone(),
             cells: cells.clone(),
+            live: Live::default(),
             cutting: Rc::default(),
             scratch: Scratch::default(),
         });
@@ -64,13 +64,11 @@ impl Bench {
             total: Duration::from_secs(600),
             max_event: 1000,
         });
-        let (permits, live) = (Permits::new(1), Rc::<Live>::default());
+        let permits = Permits::new(1);
         let patience = Patience { client_stall: Duration::from_secs(30), backlog: 65536 };
         let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
         let life = Life::begin(Birth {
-            live: live.clone(),
-            cells,
-            clock,
+            ground: ground.clone(),
             permit: permits.take().expect("one place"),
             place: Rc::new(Place {
                 route: "r".into(),
@@ -79,7 +77,7 @@ impl Bench {
                 upstream_index: 0,
             }),
             id: "id".into(),
-            trace_id: "trace".into(),
+            trace_id: Some(7),
             control: control.clone(),
         });
         let said = Rc::<RefCell<VecDeque<Said>>>::default();
@@ -88,7 +86,7 @@ impl Bench {
             Some(family) => Stream::events(ground.clone(), rules, family, source, control, life),
             None => Stream::opaque(ground.clone(), rules, source, control, life),
         };
-        Bench { time, ground, said, permits, live, stream: Some(stream) }
+        Bench { time, ground, said, permits, stream: Some(stream) }
     }
 
     fn says(&self, bytes: &[u8]) {
@@ -133,7 +131,7 @@ impl Bench {
     fn settle(&mut self) -> Vec<Reason> {
         self.stream = None;
         assert_eq!(self.permits.used(), 0, "the permit came back");
-        assert!(self.live.is_empty(), "the row is gone");
+        assert!(self.ground.live.is_empty(), "the row is gone");
         assert_eq!(self.ground.cells.route(0).streams_live.get(), 0);
         let upstream = self.ground.cells.upstream(0);
         let counted = |reason: &Reason| upstream.ended(*reason).get() as usize;
