@@ -2,6 +2,9 @@
 
 CARGO ?= cargo
 
+# Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
+BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects
+
 .PHONY: help run test check build many clients load peers bench clean
 
 help: ## this list
@@ -20,6 +23,7 @@ check: ## format, lints, tests, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
+	TIDEGATE_TEST_NO_RELAY=1 $(CARGO) test $(BOTH_WAYS)
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 
 many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (release build)

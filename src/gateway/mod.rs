@@ -41,6 +41,8 @@ pub struct Gateway {
     pub(crate) streams: Arc<Permits>,
     pub(crate) commit_after: Option<Duration>,
     pub(crate) fault: Option<FaultHook>,
+    /// Every response is left to the HTTP library.
+    pub no_relay: bool,
 }
 
 /// Called with each request's head before it is sent on; tests make it panic.
@@ -57,6 +59,8 @@ pub struct Shared {
     pub tls: Vec<Arc<rustls::ClientConfig>>,
     /// See [`FaultHook`].
     pub fault: Option<FaultHook>,
+    /// Every response is left to the HTTP library.
+    pub no_relay: bool,
 }
 
 impl Gateway {
@@ -112,6 +116,7 @@ impl Gateway {
             streams: shared.streams.clone(),
             commit_after: stream.commit_after,
             fault: shared.fault,
+            no_relay: shared.no_relay,
         })
     }
 

@@ -72,7 +72,11 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
             let asked = Asked::of(request.version(), request.headers());
             let (gateway, slot, state) = (gateway.clone(), slot.clone(), state.clone());
             async move {
+                let no_relay = gateway.no_relay;
                 let response = handle(gateway, control.clone(), request).await;
+                if no_relay {
+                    return Ok(response);
+                }
                 match handoff::park(&slot, asked, &state, &control, response) {
                     Ok(()) => std::future::pending().await,
                     Err(response) => Ok::<_, Infallible>(*response),

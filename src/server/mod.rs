@@ -75,6 +75,8 @@ pub struct Options {
     pub stop: Option<watch::Receiver<u32>>,
     /// See [`FaultHook`].
     pub fault: Option<FaultHook>,
+    /// Leave every response to the HTTP library, so that tests can compare the two ways.
+    pub no_relay: bool,
 }
 
 /// What the control thread knows of the workers.
@@ -126,6 +128,7 @@ pub fn run(
         streams: Permits::new(config.limits.streams),
         tls: upstream_tls(&config)?,
         fault: options.fault,
+        no_relay: options.no_relay,
         config: config.clone(),
     };
     let tls = config.server.tls.as_ref().map(tls::server_config).transpose();

@@ -142,6 +142,12 @@ impl Control {
         })
     }
 
+    /// The worker's time.
+    #[cfg(test)]
+    pub(crate) fn now(&self) -> Tick {
+        self.wheel.now()
+    }
+
     /// The connection it belongs to.
     pub fn io(&self) -> &Rc<IoState> {
         &self.io

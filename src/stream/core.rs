@@ -30,7 +30,7 @@ use crate::wire::sse::{self, Fed, Tracker};
 use crate::wire::wheel::{Tick, Timer};
 
 #[cfg(test)]
-mod tests;
+pub(in crate::stream) mod tests;
 
 /// Takes what [`Stream::poll_fill`] gives: bytes of the response, to be sent in order.
 pub trait Out {

@@ -142,7 +142,9 @@ impl Gateway {
         let loaded = config::parse(config, "test.toml").unwrap_or_else(|f| panic!("{f}\n{config}"));
         let (stop, stopped) = watch::channel(0);
         let (tell, told) = oneshot::channel();
-        let options = Options { signals: false, stop: Some(stopped), fault };
+        // Everything can be tested without the relay too: both ways must look alike.
+        let no_relay = std::env::var_os("TIDEGATE_TEST_NO_RELAY").is_some();
+        let options = Options { signals: false, stop: Some(stopped), fault, no_relay };
         let thread = std::thread::spawn(move || {
             server::run(loaded.config, options, move |ready| {
                 let _ = tell.send(ready.clone());

@@ -19,7 +19,7 @@ const EVENT: &[u8] = b"data: {\"n\":1}\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// One stream, its scripted upstream and the time, all in the test's hands.
-struct Bench {
+pub(in crate::stream) struct Bench {
     time: Rc<Cell<Duration>>,
     ground: Rc<Ground>,
     said: Rc<RefCell<VecDeque<Said>>>,
@@ -37,7 +37,7 @@ impl Out for Got {
 }
 
 impl Bench {
-    fn new(family: Option<Family>) -> Bench {
+    pub(in crate::stream) fn new(family: Option<Family>) -> Bench {
         let time = Rc::new(Cell::new(Duration::from_secs(1)));
         let clock = Clock::Manual(time.clone());
         let wheel = Wheel::new();
@@ -89,19 +89,19 @@ impl Bench {
         Bench { time, ground, said, permits, stream: Some(stream) }
     }
 
-    fn says(&self, bytes: &[u8]) {
+    pub(in crate::stream) fn says(&self, bytes: &[u8]) {
         self.said.borrow_mut().push_back(Some(Ok(Bytes::copy_from_slice(bytes))));
     }
 
-    fn ends(&self) {
+    pub(in crate::stream) fn ends(&self) {
         self.said.borrow_mut().push_back(None);
     }
 
-    fn fails(&self, kind: Kind) {
+    pub(in crate::stream) fn fails(&self, kind: Kind) {
         self.said.borrow_mut().push_back(Some(Err(Failure::new(kind, "it broke"))));
     }
 
-    fn pass(&self, time: Duration) {
+    pub(in crate::stream) fn pass(&self, time: Duration) {
         self.time.set(self.time.get() + time);
         self.ground.wheel.advance(Tick(self.ground.clock.now().ticks()));
     }
@@ -127,8 +127,15 @@ impl Bench {
         stream.poll_prime(&mut cx, commit_at).map_err(|failure| failure.kind)
     }
 
+    /// The stream and its control, for a sink; the bench goes on as its upstream and its clock.
+    pub(in crate::stream) fn take(&mut self) -> (Stream, Rc<Control>) {
+        let stream = self.stream.take().expect("not taken");
+        let control = stream.control.clone();
+        (stream, control)
+    }
+
     /// Drops the stream; the reasons counted.
-    fn settle(&mut self) -> Vec<Reason> {
+    pub(in crate::stream) fn settle(&mut self) -> Vec<Reason> {
         self.stream = None;
         assert_eq!(self.permits.used(), 0, "the permit came back");
         assert!(self.ground.live.is_empty(), "the row is gone");
