@@ -22,8 +22,10 @@ use crate::server::{Stage, accept};
 use crate::telemetry::Cells;
 use crate::wire::wheel::{Tick, Wheel};
 
-/// How often idle upstream connections are looked at and memory is given back, in ticks.
-const SWEEP_TICKS: u32 = 50;
+/// How often idle upstream connections are looked at, in ticks.
+const CLOSE_IDLE_TICKS: u32 = 50;
+/// How often memory is given back, in ticks.
+const GIVE_BACK_TICKS: u32 = 10;
 
 /// A question from the control thread.
 pub enum Ask {
@@ -94,8 +96,10 @@ impl Worker {
                     wheel.advance(Tick(clock.now().ticks()));
                     self.beat.store(true, Ordering::Relaxed);
                     turns = turns.wrapping_add(1);
-                    if turns.is_multiple_of(SWEEP_TICKS) {
+                    if turns.is_multiple_of(CLOSE_IDLE_TICKS) {
                         gateway.close_idle();
+                    }
+                    if turns.is_multiple_of(GIVE_BACK_TICKS) {
                         memory::give_back();
                     }
                 }
