@@ -29,8 +29,8 @@ pub const BODY_PREFETCH: usize = 64 * 1024;
 
 /// Bytes of a response after which its head is committed even without a first event.
 pub const COMMIT_BYTES: usize = 16 * 1024;
-/// Largest piece of a response handed to hyper at once, bytes: hyper's HTTP/2 side buffers a piece
-/// whole as soon as one byte of it may go.
+/// Largest piece of a response handed to a client's connection at once, bytes. On HTTP/2 also what
+/// the connection holds of one stream on top of its backlog.
 pub const PIECE: usize = 16 * 1024;
 /// A worker's read buffer, bytes: the most that is read of one stream before the next has its turn.
 pub const SCRATCH: usize = 64 * 1024;
@@ -95,6 +95,14 @@ pub const CLOSE_BYTES: usize = 256 * 1024;
 pub const CLIENT_STREAM_WINDOW: u32 = 64 * 1024;
 /// Receive window of one client HTTP/2 connection, bytes.
 pub const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What small DATA frames of request bodies that nobody has taken yet may cost one client HTTP/2
+/// connection, bytes over their contents; beyond it: GOAWAY. A frame of one byte costs 255.
+pub const CLIENT_FRAMES_BUDGET: usize = 512 * 1024;
+/// Streams of one client HTTP/2 connection that are remembered after we reset them.
+pub const CLIENT_RESETS_KEPT: usize = 10;
+/// Streams of one client HTTP/2 connection that it may reset before we have looked at them; beyond
+/// it: GOAWAY.
+pub const CLIENT_RESETS_UNSEEN: usize = 20;
 /// Connections the admin listener serves at once.
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// An admin connection is closed after this.

@@ -10,7 +10,6 @@ use std::task::Poll;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
 
 use crate::config::Family;
 use crate::error::{Failure, Kind};
@@ -26,7 +25,7 @@ use crate::telemetry::cells::{Path, Reason, Rejection, StatusClass};
 use crate::telemetry::trace;
 use crate::upstream::download::Download;
 use crate::upstream::send::{Answer, Outgoing, send};
-use crate::upstream::upload::{Upload, UploadState};
+use crate::upstream::upload::{RequestBody, Upload, UploadState};
 use crate::wire::head;
 use crate::wire::sse;
 use crate::wire::wheel::Tick;
@@ -40,7 +39,7 @@ type Sending = Pin<Box<dyn Future<Output = Result<Answer, Failure>>>>;
 pub async fn handle(
     gateway: Rc<Gateway>,
     control: Rc<Control>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Response<ClientBody> {
     let id = request_id(request.headers());
     let path = request.uri().path();
@@ -69,7 +68,7 @@ async fn proxy(
     gateway: &Rc<Gateway>,
     control: &Rc<Control>,
     id: &str,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Response<ClientBody>, Failure> {
     let counted = |limit: Rejection| move |f| (gateway.cells().rejections(limit).inc(), f).1;
     check::check(&request).map_err(counted(Rejection::BadRequest))?;
@@ -142,7 +141,7 @@ struct Exchange<'a> {
     route: &'a Route,
     family: Family,
     client: Version,
-    /// The answer has no body whatever its head says: it is to HEAD.
+    /// The answer has no body whatever its head says: it is to a HEAD.
     bodiless: bool,
 }
 
@@ -205,12 +204,14 @@ impl Exchange<'_> {
         let commit_at = self.commit_at(&life);
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
         let rules = self.gateway.rules[self.route.index].clone();
-        if self.bodiless {
-            // hyper will not ask for a body even once.
-            life.end(Reason::Completed);
-        }
-        if self.bodiless || !is_tracked(&head) {
-            let stream = Stream::opaque(ground, rules, Source::Body(body), control, life);
+        let bodiless = self.bodiless || head::is_bodiless(head.status);
+        if bodiless || !is_tracked(&head) {
+            let mut source = Source::Body(body);
+            if bodiless {
+                // Nobody will ask for a body even once.
+                source.settle();
+            }
+            let stream = Stream::opaque(ground, rules, source, control, life);
             let head = reply::passed_on(head);
             return Ok(reply::streamed(head, self.client, stream, self.control));
         }

@@ -29,6 +29,7 @@ use crate::stream::body::ClientBody;
 use crate::stream::control::{Control, Cut, IoState};
 use crate::telemetry::cells::Rejection;
 use crate::telemetry::trace;
+use crate::upstream::upload::RequestBody;
 use crate::wire::guard::Fault;
 use crate::wire::wheel::{Tick, Timer};
 
@@ -71,6 +72,7 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
             *current.borrow_mut() = Rc::downgrade(&control);
             let asked = Asked::of(request.version(), request.headers());
             let (gateway, slot, state) = (gateway.clone(), slot.clone(), state.clone());
+            let request = request.map(RequestBody::H1);
             async move {
                 let no_relay = gateway.no_relay;
                 let response = handle(gateway, control.clone(), request).await;

@@ -1,37 +1,43 @@
-//! Driving hyper's HTTP/2 server for one client.
+//! HTTP/2 for one client, on the `h2` crate.
 //!
-//! hyper runs each stream in a task of its own through our executor; that task is where a stream
-//! can be cut: dropping it resets the stream, and the connection with its other streams lives on.
+//! One task drives the connection and one, small, each of its streams. A stream's task holds the
+//! way to the answer's head in a box of its own, which goes when the head is there; from then on
+//! it is [`stream::frames`](crate::stream::frames) and the control by which it is cut. A client's reset is
+//! looked for at every step: it drops whatever the stream was busy with.
+//!
+//! Invariant: what happens to a stream, a panic included, happens to that stream only. The number
+//! of streams is bounded by `server.h2_max_streams`, what each holds by `stream.backlog` and
+//! `limits::PIECE` (answers) and by `limits::CLIENT_STREAM_WINDOW` (request bodies).
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper::server::conn::http2::{Builder, Connection};
-use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderValue, Method, Request, Response};
 
+use crate::clock::http_date;
 use crate::gateway::Gateway;
 use crate::gateway::handle::handle;
 use crate::limits;
 use crate::server::io::ClientIo;
 use crate::server::worker::Floor;
 use crate::stream::body::ClientBody;
-use crate::stream::control::{Control, IoState, Patience};
+use crate::stream::control::{Control, IoState};
+use crate::stream::frames::{Frames, Over};
+use crate::upstream::upload::RequestBody;
+use crate::wire::head;
 use crate::wire::wheel::{Tick, Timer};
 
 /// What a connection and the tasks of its streams share.
 struct Streams {
     gateway: Rc<Gateway>,
     io: Rc<IoState>,
-    /// The control of the stream whose task is being polled.
-    current: RefCell<Option<Rc<Control>>>,
     live: Cell<usize>,
     /// Wakes the connection when its last stream ends.
     connection: RefCell<Option<Waker>>,
@@ -43,39 +49,42 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
     let streams = Rc::new(Streams {
         gateway: gateway.clone(),
         io: io.state(),
-        current: RefCell::default(),
         live: Cell::new(0),
         connection: RefCell::default(),
     });
-    let service = {
-        let streams = streams.clone();
-        service_fn(move |request: Request<Incoming>| {
-            let streams = streams.clone();
-            async move {
-                let control = streams.current.borrow().clone();
-                let control = control.expect("a stream is polled by its StreamTask");
-                let gateway = streams.gateway.clone();
-                drop(streams);
-                Ok::<_, Infallible>(handle(gateway, control, request).await)
-            }
-        })
-    };
-    let hyper = Builder::new(StreamExecutor(streams.clone()))
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(floor.h2_max_streams)
-        .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
-        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
-        .max_send_buf_size(gateway.patience.backlog as usize)
-        .max_header_list_size(limits::CLIENT_HEAD_BYTES as u32)
-        .serve_connection(TokioIo::new(io), service);
-    let mut hyper = Box::pin(hyper);
+    let Some(connection) = shake(io, &floor).await else { return };
+    drop(floor);
     let timer = gateway.ground.wheel.timer();
     let idle_since = gateway.ground.wheel.now();
-    let mut watch = Watch { streams, timer, idle_since, closing_since: None };
-    std::future::poll_fn(|cx| watch.step(hyper.as_mut(), cx)).await;
+    let mut watch = Watch { connection, streams, timer, idle_since, closing_since: None };
+    std::future::poll_fn(|cx| watch.step(cx)).await;
+}
+
+/// The handshake; `None` if the client did not bring it to its end in time.
+async fn shake(io: ClientIo, floor: &Floor) -> Option<Box<Connection<ClientIo, Bytes>>> {
+    let handshake = Builder::new()
+        .max_concurrent_streams(floor.h2_max_streams)
+        .initial_window_size(limits::CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
+        .max_header_list_size(limits::CLIENT_HEAD_BYTES as u32)
+        .max_send_buffer_size(limits::PIECE)
+        .max_concurrent_reset_streams(limits::CLIENT_RESETS_KEPT)
+        .max_pending_accept_reset_streams(limits::CLIENT_RESETS_UNSEEN)
+        .data_frame_budget(limits::CLIENT_FRAMES_BUDGET)
+        .handshake(io);
+    let wheel = &floor.gateway.ground.wheel;
+    match wheel.timeout(limits::CLIENT_FIRST_BYTE, Box::pin(handshake)).await {
+        Ok(Ok(connection)) => Some(Box::new(connection)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client's HTTP/2 handshake failed");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 struct Watch {
+    connection: Box<Connection<ClientIo, Bytes>>,
     streams: Rc<Streams>,
     timer: Timer,
     idle_since: Tick,
@@ -84,17 +93,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn step<S>(
-        &mut self,
-        mut hyper: Pin<&mut Connection<TokioIo<ClientIo>, S, StreamExecutor>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<()>
-    where
-        S: HttpService<Incoming, ResBody = ClientBody>,
-        S::Future: 'static,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let gateway = &self.streams.gateway;
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let gateway = self.streams.gateway.clone();
         let now = gateway.ground.wheel.now();
         let live = self.streams.live.get() > 0;
         if live {
@@ -103,15 +103,20 @@ impl Watch {
         let expired = !live && now >= self.idle_since.after(limits::CLIENT_IDLE);
         if (gateway.draining.get() || expired) && self.closing_since.is_none() {
             self.closing_since = Some(now);
-            hyper.as_mut().graceful_shutdown();
+            self.connection.graceful_shutdown();
         }
-        if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a client's HTTP/2 connection ended");
+        while let Poll::Ready(accepted) = self.connection.poll_accept(cx) {
+            match accepted {
+                Some(Ok((request, respond))) => StreamTask::start(&self.streams, request, respond),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a client's HTTP/2 connection ended");
+                    return Poll::Ready(());
+                }
+                None => return Poll::Ready(()),
             }
-            return Poll::Ready(());
         }
-        let now = gateway.ground.wheel.now();
+        self.streams.io.unpark();
+        let live = self.streams.live.get() > 0;
         let mut due = match self.closing_since {
             // GOAWAY was sent; a client without streams that does not close is not waited for.
             Some(_) if live => now.after(limits::CLIENT_IDLE),
@@ -137,48 +142,113 @@ impl Watch {
     }
 }
 
-/// Runs hyper's stream tasks.
-#[derive(Clone)]
-struct StreamExecutor(Rc<Streams>);
-
-impl<F: Future + 'static> Executor<F> for StreamExecutor {
-    fn execute(&self, hyper: F) {
-        let streams = self.0.clone();
-        let ground = &streams.gateway.ground;
-        // hyper's send buffer is the backlog here; nobody would wake a body that waits for the
-        // connection's socket.
-        let patience = Patience { backlog: u32::MAX, ..streams.gateway.patience };
-        let io = streams.io.clone();
-        let control = Control::new(io, ground.cells.clone(), &ground.wheel, patience);
-        streams.live.set(streams.live.get() + 1);
-        tokio::task::spawn_local(StreamTask { hyper: Box::pin(hyper), control, streams });
-    }
-}
-
-/// One stream: hyper's task and the control by which it is cut.
-struct StreamTask<F> {
-    hyper: Pin<Box<F>>,
+/// One stream.
+struct StreamTask {
+    phase: Phase,
     control: Rc<Control>,
     streams: Rc<Streams>,
 }
 
-impl<F: Future> Future for StreamTask<F> {
-    type Output = ();
+enum Phase {
+    /// The answer's head is not there yet.
+    Head {
+        handling: Pin<Box<dyn Future<Output = Response<ClientBody>>>>,
+        respond: SendResponse<Bytes>,
+        /// The request is a HEAD.
+        bodiless: bool,
+    },
+    /// The head went out.
+    Body(Frames),
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let me = &mut *self;
-        *me.streams.current.borrow_mut() = Some(me.control.clone());
-        let polled = me.hyper.as_mut().poll(cx);
-        me.streams.current.borrow_mut().take();
-        if polled.is_ready() {
-            return Poll::Ready(());
+impl StreamTask {
+    fn start(streams: &Rc<Streams>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let gateway = &streams.gateway;
+        let ground = &gateway.ground;
+        let control =
+            Control::new(streams.io.clone(), ground.cells.clone(), &ground.wheel, gateway.patience);
+        let bodiless = request.method() == Method::HEAD;
+        let (head, body) = request.into_parts();
+        let body = RequestBody::h2(body, &head.headers);
+        let request = Request::from_parts(head, body);
+        let handling = Box::pin(handle(gateway.clone(), control.clone(), request));
+        let phase = Phase::Head { handling, respond, bodiless };
+        streams.live.set(streams.live.get() + 1);
+        tokio::task::spawn_local(StreamTask { phase, control, streams: streams.clone() });
+    }
+
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        if let Phase::Head { handling, respond, bodiless } = &mut self.phase {
+            if respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Over::Gone);
+            }
+            let response = ready!(handling.as_mut().poll(cx));
+            match answer(respond, response, *bodiless) {
+                Some(frames) => self.phase = Phase::Body(frames),
+                None => return Poll::Ready(Over::Sent),
+            }
         }
-        // The task's end drops hyper's part, which resets the stream.
-        me.control.poll_cut(cx).map(|_| ())
+        let Phase::Body(frames) = &mut self.phase else { return Poll::Pending };
+        frames.poll(cx, &self.control)
     }
 }
 
-impl<F> Drop for StreamTask<F> {
+/// Sends the head of `response`; its body is left to be sent, if it has one.
+fn answer(
+    respond: &mut SendResponse<Bytes>,
+    response: Response<ClientBody>,
+    bodiless: bool,
+) -> Option<Frames> {
+    let (mut parts, body) = response.into_parts();
+    // RFC 9113, 8.2.2: there are no headers about the connection in HTTP/2.
+    head::strip_hop_by_hop(&mut parts.headers);
+    parts.headers.entry(DATE).or_insert_with(http_date);
+    if let ClientBody::Full(bytes) = &body {
+        let length = bytes.as_ref().map_or(0, Bytes::len);
+        parts.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+    }
+    let bodiless = bodiless || head::is_bodiless(parts.status);
+    let ends = bodiless || matches!(body, ClientBody::Full(None));
+    let send = match respond.send_response(Response::from_parts(parts, ()), ends) {
+        Ok(send) => send,
+        Err(error) => {
+            tracing::debug!(%error, "an answer's head could not be sent");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            return None;
+        }
+    };
+    match body {
+        _ if ends => None,
+        ClientBody::Full(bytes) => bytes.map(|bytes| Frames::of_bytes(send, bytes)),
+        ClientBody::Stream(body) => Some(Frames::of_stream(send, body.into_stream())),
+    }
+}
+
+impl Future for StreamTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let me = self.get_mut();
+        match me.step(cx) {
+            Poll::Ready(Over::Sent) => Poll::Ready(()),
+            Poll::Ready(Over::Gone) => {
+                // If the client was given up because it stalled, the control notes that.
+                let _ = me.control.poll_cut(cx);
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                ready!(me.control.poll_cut(cx));
+                match &mut me.phase {
+                    Phase::Head { respond, .. } => respond.send_reset(Reason::CANCEL),
+                    Phase::Body(frames) => frames.reset(Reason::CANCEL),
+                }
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl Drop for StreamTask {
     fn drop(&mut self) {
         self.streams.live.set(self.streams.live.get() - 1);
         if let Some(connection) = self.streams.connection.borrow_mut().take() {

@@ -32,7 +32,7 @@ use crate::wire::head;
 /// A response that waits for its connection to be taken from hyper.
 pub struct Offer {
     head: Response<()>,
-    body: Box<StreamBody>,
+    body: StreamBody,
     control: Rc<Control>,
     keep_alive: bool,
     /// The socket's flushes when it was parked.
@@ -106,7 +106,7 @@ pub fn start(offer: Offer, io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floo
     }
     let head = head::chunked_head(parts.status, &parts.headers, keep_alive);
     drop(parts);
-    let relay = Relay::new(io, head, body.into_stream(), control, read);
+    let relay = Relay::new(io, head, *body.into_stream(), control, read);
     tokio::task::spawn_local(Streaming {
         relay: Some(relay),
         keep_alive,

@@ -1,12 +1,10 @@
-//! The sink for hyper: a stream as an HTTP body.
+//! Answers towards clients, and the sink for hyper: a stream as an HTTP body.
 //!
-//! Gives at most [`limits::PIECE`] bytes at once, so that hyper's HTTP/2 side, which buffers a piece as
-//! soon as a byte of it may go, holds little for a client that lags.
+//! Gives at most [`limits::PIECE`] bytes at once: it looks at the backlog before each.
 //!
 //! Invariant: it never fails. An unclean end is asked of the [`Control`] and then waited for.
 
 use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -24,12 +22,12 @@ pub enum ClientBody {
     /// All of it is known.
     Full(Option<Bytes>),
     /// It comes as the upstream sends it.
-    Stream(Box<StreamBody>),
+    Stream(StreamBody),
 }
 
-/// A stream on its way into hyper.
+/// A stream on its way to the client.
 pub struct StreamBody {
-    stream: Stream,
+    stream: Box<Stream>,
     control: Rc<Control>,
     piece: Piece,
 }
@@ -55,7 +53,8 @@ impl ClientBody {
 
     /// The body that `stream` gives.
     pub fn stream(stream: Stream, control: Rc<Control>) -> ClientBody {
-        ClientBody::Stream(Box::new(StreamBody { stream, control, piece: Piece::default() }))
+        let stream = Box::new(stream);
+        ClientBody::Stream(StreamBody { stream, control, piece: Piece::default() })
     }
 }
 
@@ -71,7 +70,7 @@ impl StreamBody {
     }
 
     /// The stream, for another sink. Nothing may have been asked of this one.
-    pub fn into_stream(self) -> Stream {
+    pub fn into_stream(self) -> Box<Stream> {
         debug_assert!(self.piece.0.is_empty(), "a body that gave something stays with hyper");
         self.stream
     }
@@ -82,18 +81,10 @@ impl StreamBody {
             return Poll::Pending;
         }
         if self.piece.0.is_empty() {
-            let StreamBody { stream, piece, .. } = self;
-            let fill = catch_unwind(AssertUnwindSafe(|| stream.poll_fill(cx, piece)));
-            match fill {
-                Ok(Poll::Ready(Fill::Data)) => {}
-                Ok(Poll::Ready(Fill::End(End::Clean))) => return Poll::Ready(None),
-                Ok(Poll::Ready(Fill::End(End::Cut))) => {
-                    self.control.cut();
-                    return Poll::Pending;
-                }
-                Ok(Poll::Pending) => return Poll::Pending,
-                Err(_) => {
-                    self.stream.abandon();
+            match std::task::ready!(self.stream.poll_fill_guarded(cx, &mut self.piece)) {
+                Fill::Data => {}
+                Fill::End(End::Clean) => return Poll::Ready(None),
+                Fill::End(End::Cut) => {
                     self.control.cut();
                     return Poll::Pending;
                 }

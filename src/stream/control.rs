@@ -1,17 +1,17 @@
 //! How a response ends uncleanly without losing what was written before the end.
 //!
-//! hyper drops unflushed bytes when a body fails, so a body here never fails: it goes quiet and
-//! asks its [`Control`] for the cut. The owner of the connection (HTTP/1.1) or of the stream's
-//! task (HTTP/2) asks [`Control::poll_cut`] after each step of hyper and drops hyper's part when
+//! hyper drops unflushed bytes when a body fails, and h2 when a stream is reset. So a sink here never
+//! fails: it goes quiet and asks its [`Control`] for the cut. The owner of the connection (HTTP/1.1)
+//! or of the stream's task (HTTP/2) asks [`Control::poll_cut`] after each step and ends its part when
 //! told: after the flush and `limits::CUT_LINGER`, or at once when the client has made no progress
 //! for `client_stall`. The control also knows how far a client lags behind.
 //!
 //! Invariant: a cut that was asked for happens within `client_stall` and the linger.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::clock::{Clock, Moment};
@@ -29,6 +29,10 @@ pub struct IoState {
     blocked_since: Cell<Option<Tick>>,
     /// When the oldest piece not yet written came from upstream.
     read_at: Cell<Option<Moment>>,
+    /// Streams that wait until the socket takes bytes again.
+    parked: RefCell<Vec<Waker>>,
+    /// How often the parked ones were woken.
+    rounds: Cell<u32>,
 }
 
 impl IoState {
@@ -45,9 +49,29 @@ impl IoState {
         }
     }
 
-    /// Everything hyper had was handed to the socket.
+    /// Everything there was has gone out through the socket.
     pub fn flushed(&self) {
         self.flushes.set(self.flushes.get() + 1);
+        // TLS takes bytes at once and may have waited with them until now.
+        self.blocked_since.set(None);
+    }
+
+    /// Has `waker` called when the socket takes bytes again. `parked` is the caller's note of it,
+    /// `None` at first.
+    pub fn park(&self, parked: &mut Option<u32>, waker: &Waker) {
+        if parked.replace(self.rounds.get()) != Some(self.rounds.get()) {
+            self.parked.borrow_mut().push(waker.clone());
+        }
+    }
+
+    /// Wakes whoever is parked, if the socket takes bytes: to be called after each step of the
+    /// connection.
+    pub fn unpark(&self) {
+        if self.blocked_since.get().is_none() && !self.parked.borrow().is_empty() {
+            self.rounds.set(self.rounds.get().wrapping_add(1));
+            let parked = self.parked.take();
+            parked.into_iter().for_each(Waker::wake);
+        }
     }
 
     /// How often everything was handed to the socket.
@@ -94,7 +118,6 @@ pub struct Patience {
     /// Longest time without any progress.
     pub client_stall: Duration,
     /// Bytes held for it while its connection takes nothing; no more are asked of the source.
-    /// Only for connections whose driver polls the body itself (HTTP/1.1).
     pub backlog: u32,
 }
 
@@ -107,9 +130,9 @@ pub struct Control {
     timer: OnceCell<Timer>,
     patience: Patience,
     phase: Cell<Phase>,
-    /// When the body last gave bytes and has not been asked for more since.
+    /// When bytes for the client last moved, if some still wait.
     waiting_since: Cell<Option<Tick>>,
-    /// Bytes given since the client was last seen to keep up.
+    /// Bytes that wait, or were given since the client was last seen to keep up.
     given: Cell<u32>,
     lagging: Cell<bool>,
     /// What of `given` the backlog gauge holds.
@@ -170,6 +193,23 @@ impl Control {
         self.waiting_since.set(None);
     }
 
+    /// `bytes` bytes wait for the client; some of what waited went on since the last call if
+    /// `moved`. For a sink that holds the backlog itself; takes the place of
+    /// [`gave`](Control::gave) and [`asked`](Control::asked).
+    pub fn waits(&self, bytes: usize, moved: bool) {
+        self.given.set(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if bytes == 0 {
+            self.waiting_since.set(None);
+        } else if moved || self.waiting_since.get().is_none() {
+            self.waiting_since.set(Some(self.wheel.now()));
+        }
+    }
+
+    /// Bytes that may wait for the client before no more are asked of the source.
+    pub fn backlog_max(&self) -> usize {
+        self.patience.backlog as usize
+    }
+
     /// Asks for the unclean end.
     pub fn cut(&self) {
         if let Phase::Open = self.phase.get() {
@@ -203,17 +243,6 @@ impl Control {
         self.io.blocked_since().is_some() && self.given.get() >= self.patience.backlog
     }
 
-    /// So many bytes wait for the client, known exactly; instead of [`gave`](Control::gave) and
-    /// [`full`](Control::full) for a sink that owns its backlog.
-    pub fn holds(&self, bytes: usize) {
-        self.given.set(u32::try_from(bytes).unwrap_or(u32::MAX));
-    }
-
-    /// Whether `bytes` are as many as may wait for the client.
-    pub fn holds_all(&self, bytes: usize) -> bool {
-        bytes >= self.patience.backlog as usize
-    }
-
     fn lag_since(&self) -> Option<Tick> {
         match (self.waiting_since.get(), self.io.blocked_since()) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -221,7 +250,7 @@ impl Control {
         }
     }
 
-    /// To be asked after each step of hyper: is it time to drop the response, and how?
+    /// To be asked after each step: is it time to drop the response, and how?
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
         let now = self.wheel.now();
         let lag = self.lag_since();

@@ -11,6 +11,7 @@
 //! read, a few `Cell` stores; the wheel is touched by storing a deadline.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -110,7 +111,7 @@ impl Stream {
         mut life: Life,
     ) -> Stream {
         if source.over() {
-            // The answer to a HEAD, a 204 or a 304: hyper will not ask even once.
+            // The answer to a HEAD, a 204 or a 304: nobody will ask even once.
             life.end(Reason::Completed);
         }
         Stream::new(ground, rules, Family::Plain, source, None, control, life)
@@ -221,6 +222,20 @@ impl Stream {
                 Err(Failure::new(Kind::ErrorFirst, text).with_upstream_error(error))
             }
         }
+    }
+
+    /// Whether everything has been put out and the end is clean, as far as is known without asking.
+    pub fn over(&self) -> bool {
+        self.ahead.is_empty() && matches!(self.phase, Phase::Last(End::Clean))
+    }
+
+    /// As [`poll_fill`](Stream::poll_fill); a panic in it ends this stream uncleanly, and only it.
+    pub fn poll_fill_guarded(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
+        let fill = catch_unwind(AssertUnwindSafe(|| self.poll_fill(cx, out)));
+        fill.unwrap_or_else(|_| {
+            self.abandon();
+            Poll::Ready(Fill::End(End::Cut))
+        })
     }
 
     /// Puts the next bytes into `out`, or tells how to end. After an end it only repeats itself.
@@ -475,7 +490,7 @@ impl Stream {
     }
 
     /// Ends at once without an error event: something in the gateway broke.
-    pub fn abandon(&mut self) {
+    fn abandon(&mut self) {
         self.life.end(Reason::Internal);
         self.last(End::Cut);
     }

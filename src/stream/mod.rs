@@ -3,7 +3,7 @@
 //!
 //! [`core`] is the one place bytes come out of a [`source`], event boundaries are tracked,
 //! heartbeats written, limits checked and the end decided. [`body`] hands them to hyper, [`relay`]
-//! writes them to an HTTP/1.1 client itself. [`control`] ends a response uncleanly without losing
+//! writes them to an HTTP/1.1 client itself, [`frames`] gives them to h2. [`control`] ends a response uncleanly without losing
 //! what was written. [`life`] is a request's record, from admission to its one log line. [`shape`]
 //! writes error bodies and events; [`ground`] is what all streams of a worker share.
 //!
@@ -13,6 +13,7 @@
 pub mod body;
 pub mod control;
 pub mod core;
+pub mod frames;
 pub mod ground;
 pub mod life;
 pub mod meter;

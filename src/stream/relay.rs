@@ -10,7 +10,6 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -104,7 +103,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if self.ended == Some(End::Clean) && self.line.is_clear() {
             return Poll::Ready(Verdict::Complete);
         }
-        self.control.holds(self.line.held());
+        self.control.waits(self.line.held(), true);
         self.control.poll_cut(cx).map(Verdict::Cut)
     }
 
@@ -113,21 +112,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if !self.fresh {
             self.line.push(cx);
         }
-        if self.ended.is_some() || self.line.broken || self.control.holds_all(self.line.held()) {
+        let full = self.line.held() >= self.control.backlog_max();
+        if self.ended.is_some() || self.line.broken || full {
             return false;
         }
         let mut out = Chunks { line: &mut self.line, waker: cx.waker(), fresh: self.fresh };
-        let stream = &mut self.stream;
-        let fill = catch_unwind(AssertUnwindSafe(|| stream.poll_fill(cx, &mut out)));
+        let fill = self.stream.poll_fill_guarded(cx, &mut out);
         self.fresh = false;
         match fill {
-            Ok(Poll::Ready(Fill::Data)) => return true,
-            Ok(Poll::Ready(Fill::End(end))) => self.end(end),
-            Ok(Poll::Pending) => {}
-            Err(_) => {
-                self.stream.abandon();
-                self.end(End::Cut);
-            }
+            Poll::Ready(Fill::Data) => return true,
+            Poll::Ready(Fill::End(end)) => self.end(end),
+            Poll::Pending => {}
         }
         self.line.push(cx);
         false

@@ -14,6 +14,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use h2::RecvStream;
+use http::header::{self, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -22,11 +24,79 @@ use crate::limits;
 use crate::wire::scan::{Found, Scanner};
 use crate::wire::wheel::{Tick, Timer, Wheel};
 
+/// A request body as the client's connection gives it. Trailers are not passed on (RFC 9110, 6.5.1
+/// lets a proxy drop them).
+pub enum RequestBody {
+    /// Of an HTTP/1.1 client.
+    H1(Incoming),
+    /// Of an HTTP/2 client.
+    H2 {
+        /// The stream's receiving side. What is taken from it opens the client's window again.
+        stream: RecvStream,
+        /// The declared length, bytes; h2 resets a stream that does not keep to it.
+        length: Option<u64>,
+    },
+}
+
+impl RequestBody {
+    /// The body of an HTTP/2 request with these headers.
+    pub fn h2(stream: RecvStream, headers: &HeaderMap) -> RequestBody {
+        let declared =
+            headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let length = if stream.is_end_stream() { Some(0) } else { declared };
+        RequestBody::H2 { stream, length }
+    }
+
+    /// Its length in bytes, when known before it has come.
+    fn length(&self) -> Option<u64> {
+        match self {
+            RequestBody::H1(incoming) => incoming.size_hint().exact(),
+            RequestBody::H2 { length, .. } => *length,
+        }
+    }
+
+    /// Whether the last byte has been taken, as far as is known without asking.
+    fn is_over(&self) -> bool {
+        match self {
+            RequestBody::H1(incoming) => incoming.is_end_stream(),
+            RequestBody::H2 { stream, .. } => stream.is_end_stream(),
+        }
+    }
+
+    /// The next bytes; `None` at the end. Whatever breaks a body off is an error, also a client's
+    /// cancel: no upstream may take a part for the whole.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
+        match self {
+            RequestBody::H1(incoming) => loop {
+                return match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                    Some(Ok(frame)) => {
+                        let Ok(bytes) = frame.into_data() else { continue };
+                        Poll::Ready(Some(Ok(bytes)))
+                    }
+                    Some(Err(_)) => Poll::Ready(Some(Err(UploadError::Broken))),
+                    None => Poll::Ready(None),
+                };
+            },
+            RequestBody::H2 { stream, .. } => {
+                let data = std::task::ready!(stream.poll_data(cx));
+                Poll::Ready(data.map(|data| match data {
+                    Ok(bytes) => {
+                        // Fails only for more than was received.
+                        let _ = stream.flow_control().release_capacity(bytes.len());
+                        Ok(bytes)
+                    }
+                    Err(_) => Err(UploadError::Broken),
+                }))
+            }
+        }
+    }
+}
+
 /// A request body: what was read ahead, and the rest as it comes.
 pub struct Upload {
     ahead: VecDeque<Bytes>,
     /// `None` once the client's body has ended.
-    rest: Option<Incoming>,
+    rest: Option<RequestBody>,
     /// Bytes still to come, when known.
     left: Option<u64>,
     state: Rc<UploadState>,
@@ -98,11 +168,11 @@ impl Upload {
     ///
     /// # Errors
     /// `BadRequest` for broken framing or a body that broke off, `BodySlow` (408).
-    pub async fn prefetch(body: Incoming, wheel: &Wheel) -> Result<Upload, Failure> {
-        let left = body.size_hint().exact();
+    pub async fn prefetch(body: RequestBody, wheel: &Wheel) -> Result<Upload, Failure> {
+        let left = body.length();
         let mut upload = Upload {
             ahead: VecDeque::new(),
-            rest: (!body.is_end_stream()).then_some(body),
+            rest: (!body.is_over()).then_some(body),
             left,
             state: Rc::default(),
             wheel: wheel.clone(),
@@ -140,38 +210,34 @@ impl Upload {
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
         let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
-        loop {
-            return match Pin::new(&mut *rest).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers are not passed on (RFC 9110, 6.5.1 lets a proxy drop them).
-                    let Ok(bytes) = frame.into_data() else { continue };
-                    self.state.bytes.set(self.state.bytes.get() + bytes.len() as u64);
-                    self.state.scanner.borrow_mut().feed(&bytes);
-                    self.timer.clear();
-                    Poll::Ready(Some(Ok(bytes)))
-                }
-                Poll::Ready(Some(Err(_))) => {
-                    self.state.fault.set(Some(Kind::BadRequest));
+        match rest.poll_data(cx) {
+            Poll::Ready(Some(Ok(bytes))) => {
+                self.state.bytes.set(self.state.bytes.get() + bytes.len() as u64);
+                self.state.scanner.borrow_mut().feed(&bytes);
+                self.timer.clear();
+                Poll::Ready(Some(Ok(bytes)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.state.fault.set(Some(Kind::BadRequest));
+                self.rest = None;
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => {
+                self.rest = None;
+                self.state.received.set(true);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let now = self.wheel.now();
+                if self.timer.due().is_some_and(|due| due <= now) {
+                    self.state.fault.set(Some(Kind::BodySlow));
                     self.rest = None;
-                    Poll::Ready(Some(Err(UploadError::Broken)))
+                    return Poll::Ready(Some(Err(UploadError::Slow)));
                 }
-                Poll::Ready(None) => {
-                    self.rest = None;
-                    self.state.received.set(true);
-                    Poll::Ready(None)
-                }
-                Poll::Pending => {
-                    let now = self.wheel.now();
-                    if self.timer.due().is_some_and(|due| due <= now) {
-                        self.state.fault.set(Some(Kind::BodySlow));
-                        self.rest = None;
-                        return Poll::Ready(Some(Err(UploadError::Slow)));
-                    }
-                    let due = self.timer.due().unwrap_or(now.after(limits::CLIENT_BODY_IDLE));
-                    self.timer.set(due, cx.waker());
-                    Poll::Pending
-                }
-            };
+                let due = self.timer.due().unwrap_or(now.after(limits::CLIENT_BODY_IDLE));
+                self.timer.set(due, cx.waker());
+                Poll::Pending
+            }
         }
     }
 }
@@ -199,7 +265,7 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+        self.ahead.is_empty() && self.rest.as_ref().is_none_or(RequestBody::is_over)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -183,6 +183,12 @@ pub fn traceparent_ok(v: &HeaderValue) -> bool {
         && (more.is_empty() || version != b"00" && more[0] == b'-')
 }
 
+/// Whether answers of this status have no content whatever their headers say (RFC 9110, 6.4.1).
+pub fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational()
+        || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
+}
+
 /// Whether the content type is `text/event-stream`, in any case and with any parameters.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {

@@ -1,0 +1,165 @@
+//! The sink for HTTP/2: an answer's body as DATA frames.
+//!
+//! h2 is given what flow control lets go, [`limits::PIECE`] bytes at most before they are on the
+//! socket, and nothing while the socket takes nothing: it keeps a record of some hundred bytes for
+//! each frame, however small. What has to wait lies here, close together, and counts against
+//! `stream.backlog`; when that is full, the source is not asked.
+//!
+//! Invariant: an unclean end is asked of the [`Control`] only after h2 has taken every byte within
+//! the client's window, so that only the socket stands between them and the client. Cost: a client
+//! that keeps up costs no buffer; one that lags `stream.backlog` and one more read of the source.
+
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use h2::SendStream;
+
+use crate::limits;
+use crate::stream::control::Control;
+use crate::stream::core::{End, Fill, Out, Stream};
+
+/// How the work on a stream came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Everything is with h2, the end too.
+    Sent,
+    /// The client reset the stream, or its connection is gone.
+    Gone,
+}
+
+/// A body on its way to an HTTP/2 client.
+pub struct Frames {
+    send: SendStream<Bytes>,
+    /// Where more comes from; `None` when all that there is waits already.
+    stream: Option<Box<Stream>>,
+    waiting: Waiting,
+    /// Known once the source has no more.
+    end: Option<End>,
+    parked: Option<u32>,
+}
+
+/// Bytes that h2 has not taken.
+#[derive(Default)]
+struct Waiting {
+    first: Bytes,
+    /// What follows, copied: so small pieces take no more than their size, and nobody else's
+    /// buffers stay because of them.
+    more: BytesMut,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.first.len() + self.more.len()
+    }
+
+    /// At most `max` of the bytes that come next.
+    fn take(&mut self, max: usize) -> Bytes {
+        let taken = self.first.split_to(self.first.len().min(max));
+        if self.first.is_empty() {
+            self.first = std::mem::take(&mut self.more).freeze();
+        }
+        taken
+    }
+}
+
+impl Out for Waiting {
+    fn put(&mut self, bytes: &[u8]) {
+        if self.first.is_empty() {
+            self.first = Bytes::copy_from_slice(bytes);
+        } else {
+            self.more.extend_from_slice(bytes);
+        }
+    }
+
+    fn put_owned(&mut self, bytes: Bytes) {
+        if self.first.is_empty() {
+            self.first = bytes;
+        } else {
+            self.more.extend_from_slice(&bytes);
+        }
+    }
+}
+
+impl Frames {
+    /// What `stream` gives.
+    pub fn of_stream(send: SendStream<Bytes>, stream: Box<Stream>) -> Frames {
+        let waiting = Waiting::default();
+        Frames { send, stream: Some(stream), waiting, end: None, parked: None }
+    }
+
+    /// These bytes, which must not be none.
+    pub fn of_bytes(send: SendStream<Bytes>, bytes: Bytes) -> Frames {
+        let waiting = Waiting { first: bytes, more: BytesMut::new() };
+        Frames { send, stream: None, waiting, end: Some(End::Clean), parked: None }
+    }
+
+    /// Breaks the stream off.
+    pub fn reset(&mut self, reason: h2::Reason) {
+        self.send.send_reset(reason);
+    }
+
+    /// Passes on what there is. After it stayed pending, `control` says whether to go on.
+    pub fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<Over> {
+        if self.send.poll_reset(cx).is_ready() {
+            return Poll::Ready(Over::Gone);
+        }
+        let mut moved = false;
+        loop {
+            if let Poll::Ready(over) = self.push(cx, control, &mut moved) {
+                return Poll::Ready(over);
+            }
+            let Some(stream) = self.stream.as_mut().filter(|_| self.end.is_none()) else { break };
+            if self.waiting.len() >= control.backlog_max() {
+                break;
+            }
+            match stream.poll_fill_guarded(cx, &mut self.waiting) {
+                Poll::Ready(Fill::Data) => self.end = stream.over().then_some(End::Clean),
+                Poll::Ready(Fill::End(end)) => self.end = Some(end),
+                Poll::Pending => break,
+            }
+        }
+        control.waits(self.waiting.len(), moved);
+        if self.end == Some(End::Cut) && self.waiting.len() == 0 {
+            control.cut();
+        }
+        Poll::Pending
+    }
+
+    /// Gives h2 what waits, as far as it may go now.
+    fn push(&mut self, cx: &mut Context<'_>, control: &Control, moved: &mut bool) -> Poll<Over> {
+        loop {
+            let ends = self.end == Some(End::Clean);
+            if self.waiting.len() == 0 {
+                return if ends { self.send(Bytes::new(), true) } else { Poll::Pending };
+            }
+            if control.io().blocked_since().is_some() {
+                control.io().park(&mut self.parked, cx.waker());
+                return Poll::Pending;
+            }
+            let wanted = self.waiting.first.len().min(limits::PIECE);
+            self.send.reserve_capacity(wanted);
+            let mut room = self.send.capacity();
+            if room == 0 {
+                room = match self.send.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(room))) => room,
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Over::Gone),
+                    Poll::Pending => return Poll::Pending,
+                };
+            }
+            let piece = self.waiting.take(room.min(wanted));
+            *moved = true;
+            let last = ends && self.waiting.len() == 0;
+            if let Poll::Ready(over) = self.send(piece, last) {
+                return Poll::Ready(over);
+            }
+        }
+    }
+
+    fn send(&mut self, piece: Bytes, last: bool) -> Poll<Over> {
+        match self.send.send_data(piece, last) {
+            Ok(()) if last => Poll::Ready(Over::Sent),
+            Ok(()) => Poll::Pending,
+            Err(_) => Poll::Ready(Over::Gone),
+        }
+    }
+}
