@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects
 
-.PHONY: help run test check build many clients load peers bench clean
+.PHONY: help run test check build many clients load peers compare bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -39,6 +39,10 @@ peers: ## installs the proxies to compare with and shows that each passes stream
 	$(CARGO) build --release --workspace
 	load/peers/peer install
 	load/peers/check
+
+compare: ## Tidegate and the peers on the same work, some 25 minutes; ARGS="--quick --rounds 1" for a look
+	$(CARGO) build --release --workspace
+	load/compare/run $(ARGS)
 
 bench: ## what the parts on every chunk's way cost
 	$(CARGO) bench --bench hot
