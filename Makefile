@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects
 
-.PHONY: help run test check build many clients load peers compare bench clean
+.PHONY: help run test check build many clients load load-wrk load-oha peers compare bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,12 @@ clients: ## real clients (openai for Python and Node, curl) against `tidegate de
 
 load: ## 10,000 streams through the gateway, measured (as many as the open-file limit allows)
 	load/demo
+
+load-wrk: ## low and high load by wrk: latency, errors, CPU, first events
+	load/wrk/run
+
+load-oha: ## the same by oha
+	load/oha/run
 
 peers: ## installs the proxies to compare with and shows that each passes streams whole
 	$(CARGO) build --release --workspace
