@@ -167,6 +167,64 @@ async fn many_requests_behind_a_stream_wait_in_the_socket_and_are_all_answered()
     }
 }
 
+/// An upstream that answers the request with the id `first` with `large` bytes, others with a short
+/// stream.
+async fn large_then_stream(large: usize) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let first = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {large}\r\nconnection: close\r\n\r\n{}",
+        "x".repeat(large)
+    );
+    let stream = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 14\r\n\
+                  connection: close\r\n\r\ndata: [DONE]\n\n";
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.expect("the gateway");
+            let mut seen = bytes::BytesMut::new();
+            while !seen.windows(4).any(|window| window == b"\r\n\r\n") {
+                socket.read_buf(&mut seen).await.expect("a head");
+            }
+            let asked_first = seen.windows(5).any(|window| window == b"first");
+            let answer = if asked_first { first.clone() } else { stream.to_owned() };
+            tokio::spawn(async move {
+                socket.write_all(answer.as_bytes()).await.expect("taken");
+                socket.shutdown().await.expect("open");
+                let _ = socket.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    });
+    addr
+}
+
+/// The socket may be taken from the HTTP library only when it owes the client nothing: here the end
+/// of an earlier answer still waits in its buffer when the stream is ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_answer_that_is_still_on_its_way_comes_first_and_whole() {
+    let large = 8 << 20;
+    let upstream = large_then_stream(large).await;
+    let gateway = stage::Gateway::start(
+        &format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [[upstream]]\nname = \"u\"\nurls = [\"http://{upstream}\"]\n"
+        ),
+        None,
+    )
+    .await;
+    let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
+    client.raw([models("first"), models("second")].concat().as_bytes()).await;
+    // Nothing is read until the kernel's buffers, and then the library's, are full.
+    let admin = gateway.ready.admin;
+    let stalled = |m: &stage::Metrics| m.get("tidegate_stalled_streams") == 1.0;
+    stage::scrape::until(admin, "the first answer is stuck", stalled).await;
+    let first = client.answer().await;
+    assert_eq!((first.body.len(), &first.end), (large, &End::Clean));
+    let second = client.answer().await;
+    assert_eq!((second.text(), &second.end), ("data: [DONE]\n\n".into(), &End::Clean));
+    let metrics = stage::scrape::metrics(admin).await;
+    assert_eq!(metrics.get("tidegate_stream_paths_total{path=\"relay\"}"), 1.0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_faulty_request_behind_a_stream_is_refused_after_it() {
     let stage = Stage::start(Setup::default()).await;

@@ -63,8 +63,9 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
     let slot: Rc<Slot> = Rc::default();
     let service = {
         let (gateway, current, state) = (gateway.clone(), current.clone(), state.clone());
-        let slot = slot.clone();
+        let (slot, inbound) = (slot.clone(), inbound.clone());
         service_fn(move |request: Request<Incoming>| {
+            inbound.taken();
             let ground = &gateway.ground;
             let patience = gateway.patience;
             let control =
@@ -91,8 +92,9 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
         .serve_connection(TokioIo::new(io), service);
     let now = gateway.ground.wheel.now();
     let timer = gateway.ground.wheel.timer();
+    let (idle_since, told, nudged) = (now, false, false);
     let mut watch =
-        Watch { gateway, inbound, state, current, slot, timer, idle_since: now, told: false };
+        Watch { gateway, inbound, state, current, slot, timer, idle_since, told, nudged };
     let verdict = std::future::poll_fn(|cx| watch.step(&mut hyper, cx)).await;
     let cells = watch.gateway.cells().clone();
     // Only now may hyper's part go: its fall settles the request it was busy with.
@@ -141,6 +143,8 @@ struct Watch {
     timer: Timer,
     idle_since: Tick,
     told: bool,
+    /// hyper was polled once more for the request that waits.
+    nudged: bool,
 }
 
 impl Watch {
@@ -177,11 +181,19 @@ impl Watch {
         let control = self.current.borrow().upgrade();
         if let Some(control) = control {
             self.idle_since = now;
+            self.nudged = false;
             // Armed all the same: a drain wakes whoever has a timer.
             self.timer.set(now.after(limits::CLIENT_IDLE), cx.waker());
             return control.poll_cut(cx).map(Verdict::Cut);
         }
-        if let Some(since) = self.state.blocked_since() {
+        let blocked = self.state.blocked_since();
+        if self.inbound.waiting() > 0 && blocked.is_none() && !self.nudged {
+            // hyper 1.12 can end its turn with a pipelined request in its buffer when the answer
+            // before was flushed late, and nothing would wake it.
+            self.nudged = true;
+            cx.waker().wake_by_ref();
+        }
+        if let Some(since) = blocked {
             let stalled = since.after(self.gateway.patience.client_stall);
             if now >= stalled {
                 return Poll::Ready(Verdict::Cut(Cut::Reset));

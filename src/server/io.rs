@@ -34,12 +34,24 @@ pub struct Inbound {
     fault: Cell<Option<Fault>>,
     /// Since when a head is incomplete.
     head_since: Cell<Option<Tick>>,
+    /// Complete heads that hyper has not made a request of.
+    waiting: Cell<u32>,
 }
 
 impl Inbound {
     /// Why hyper gets nothing more, if so.
     pub fn fault(&self) -> Option<Fault> {
         self.fault.get()
+    }
+
+    /// hyper made a request of a head.
+    pub fn taken(&self) {
+        self.waiting.set(self.waiting.get().saturating_sub(1));
+    }
+
+    /// How many complete heads wait for hyper.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.get()
     }
 
     /// Since when a request head is incomplete.
@@ -96,10 +108,13 @@ impl ClientIo {
     /// Lets the bytes from `passed` on through the guard; holds back what follows a fault.
     fn inspect(&mut self, buf: &mut ReadBuf<'_>, passed: usize) {
         let Some(guard) = self.guard.as_mut() else { return };
+        let heads = guard.heads();
         if let Err((clean, fault)) = guard.feed(&buf.filled()[passed..]) {
             buf.set_filled(passed + clean);
             self.inbound.fault.set(Some(fault));
         }
+        let more = u32::try_from(guard.heads() - heads).unwrap_or(u32::MAX);
+        self.inbound.waiting.set(self.inbound.waiting.get().saturating_add(more));
         let within_head = guard.expecting() == Expecting::Head;
         match (within_head, self.inbound.head_since.get()) {
             (true, None) => self.inbound.head_since.set(Some(self.ground.wheel.now())),

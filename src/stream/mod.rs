@@ -2,10 +2,11 @@
 //! client.
 //!
 //! [`core`] is the one place bytes come out of a [`source`], event boundaries are tracked,
-//! heartbeats written, limits checked and the end decided. [`body`] hands them to hyper, [`relay`]
-//! writes them to an HTTP/1.1 client itself, [`frames`] gives them to h2. [`control`] ends a response uncleanly without losing
-//! what was written. [`life`] is a request's record, from admission to its one log line. [`shape`]
-//! writes error bodies and events; [`ground`] is what all streams of a worker share.
+//! heartbeats written, limits checked and the end decided. Three sinks pull them: [`relay`] writes to
+//! an HTTP/1.1 client itself, [`frames`] gives them to h2, [`body`] to hyper. [`control`] ends a
+//! response uncleanly without losing what was written. [`life`] is a request's record, from
+//! admission to its one log line. [`shape`] writes error bodies and events; [`ground`] is what all
+//! streams of a worker share.
 //!
 //! Invariant: what the client receives is what the upstream sent, in order, and heartbeats
 //! between events; or an explicit error and an unclean end.
