@@ -52,6 +52,26 @@ pub const UPSTREAM_PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
 /// HTTP/2 receive window of one upstream stream, bytes: what a lagging client's stream may hold.
 pub const UPSTREAM_STREAM_WINDOW: u32 = 64 * 1024;
+/// What h2 may queue of one request body, bytes, while the upstream's window is open.
+pub const UPSTREAM_SEND_BUFFER: usize = 64 * 1024;
+/// Streams on one HTTP/2 connection whose whole windows may be filled with frames of one byte,
+/// unread because their clients lag, before h2 gives the connection up.
+pub const UPSTREAM_LAGGING: usize = 1024;
+/// h2's budget for small DATA frames that nobody has read, bytes: h2 charges each of them 256 bytes
+/// less its payload. It is as large as [`UPSTREAM_LAGGING`] streams need, since what one of them can
+/// hold is bounded by its window: some 130 kB in frames of a token each (250 bytes), and at the very
+/// worst, in frames of one byte, some 17 MB.
+pub const UPSTREAM_FRAME_BUDGET: usize = UPSTREAM_LAGGING * UPSTREAM_STREAM_WINDOW as usize * 255;
+/// Streams that were reset and are remembered for a second, so that what was still on its way for
+/// them is passed over in silence; a frame for any further one is answered with another reset.
+pub const UPSTREAM_RESETS: usize = 16;
+/// Largest head of an upstream's response, bytes, interim (1xx) heads before it included.
+pub const RESPONSE_HEAD_BYTES: usize = 64 * 1024;
+/// Most fields in a head of an HTTP/1.1 response.
+pub const RESPONSE_HEAD_FIELDS: usize = 128;
+/// How much is read at once while an HTTP/1.1 response's head is awaited, bytes. It lies on the
+/// stack; what comes with the head's end is kept until it is asked for.
+pub const RESPONSE_HEAD_READ: usize = 8 * 1024;
 
 /// Most bytes of chunk extensions in one message.
 pub const CHUNK_EXTENSION_BYTES: u16 = 4 * 1024;
@@ -82,7 +102,8 @@ pub const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 /// Attempts to find a live pooled connection before a request fails; each lost one had closed
 /// before a byte of the request was written.
 pub const POOL_ATTEMPTS: usize = 4;
-/// An upstream connection must become ready for reuse within this after a response, or is dropped.
+/// A response of known length that has all come over HTTP/2 must be ended by its stream within
+/// this, or the stream is reset.
 pub const REUSE_WAIT: Duration = Duration::from_secs(1);
 /// After the drain deadline: time for error events to reach clients before the process ends.
 pub const CUT_WAIT: Duration = Duration::from_secs(5);

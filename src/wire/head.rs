@@ -236,6 +236,6 @@ pub fn wants_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// The elements of a comma-separated list, without white space and empty ones (RFC 9110, 5.6.1).
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }

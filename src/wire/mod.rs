@@ -7,6 +7,7 @@
 pub mod chunked;
 pub mod guard;
 pub mod head;
+pub mod response;
 pub mod scan;
 pub mod sse;
 pub mod wheel;
