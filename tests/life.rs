@@ -317,7 +317,9 @@ async fn sigterm_drains_and_the_log_has_one_line_per_stream_and_no_secret() {
         assert!(ends.iter().all(|line| !line[name].is_null()), "{name}: {ends:?}");
     }
     assert_eq!(ends[0]["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
-    assert!(ends[0]["ttfb_ms"].is_number() && ends[0]["max_gap_ms"].is_number());
+    assert!(ends[0]["ttfb_ms"].is_number());
+    // The only one whose events certainly arrive one after another.
+    assert!(ends[6]["max_gap_ms"].as_f64().is_some_and(|gap| gap > 50.0), "{}", ends[6]);
     assert!(ends[0]["upstream_request_id"].as_str().is_some_and(|id| id.starts_with("req_sim")));
     for text in [&said, &ended.stdout, &ended.stderr] {
         assert!(!text.contains("canary"), "a secret was told: {text}");

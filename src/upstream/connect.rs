@@ -11,15 +11,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::connect::Connection;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tower_service::Service;
@@ -28,9 +26,7 @@ use crate::config::{HttpVersion, Scheme, Url};
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::telemetry::cells::ConnectResult;
-
-/// A connected transport, TLS or not, as hyper takes it.
-pub(crate) type Transport = MaybeHttpsStream<TokioIo<TcpIo>>;
+use crate::upstream::transport::{TcpIo, Transport};
 
 /// Which HTTP a new connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,18 +39,6 @@ pub(crate) enum Protocol {
 pub(crate) struct Dialed {
     pub(crate) transport: Transport,
     pub(crate) protocol: Protocol,
-    pub(crate) link: Link,
-}
-
-/// Decides how a connection's socket is closed.
-#[derive(Clone, Default)]
-pub(crate) struct Link(Arc<AtomicBool>);
-
-impl Link {
-    /// Close with RST instead of FIN: a cancelled request must not go on generating upstream.
-    pub(crate) fn abort(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Connects to one URL.
@@ -103,8 +87,7 @@ impl Dialer {
     /// # Errors
     /// What failed, for the client and for `tidegate_upstream_connects_total`.
     pub(crate) async fn dial(&self) -> Result<Dialed, (Failure, ConnectResult)> {
-        let link = Link::default();
-        let tcp = TcpConnector { host: self.host.clone(), port: self.port, link: link.clone() };
+        let tcp = TcpConnector { host: self.host.clone(), port: self.port };
         let connecting = HttpsConnector::from((tcp, self.tls.clone())).call(self.uri.clone());
         let transport = match tokio::time::timeout(self.connect_max, connecting).await {
             Err(_) => {
@@ -127,7 +110,7 @@ impl Dialer {
             true => Protocol::H2,
             false => Protocol::H1,
         });
-        Ok(Dialed { transport, protocol, link })
+        Ok(Dialed { transport: transport.into(), protocol })
     }
 
     fn classify(&self, error: &(dyn std::error::Error + 'static)) -> (Failure, ConnectResult) {
@@ -166,7 +149,6 @@ enum TcpError {
 struct TcpConnector {
     host: Arc<str>,
     port: u16,
-    link: Link,
 }
 
 impl Service<Uri> for TcpConnector {
@@ -179,14 +161,14 @@ impl Service<Uri> for TcpConnector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let TcpConnector { host, port, link } = self.clone();
+        let TcpConnector { host, port } = self.clone();
         Box::pin(async move {
             let addresses = tokio::net::lookup_host((&*host, port))
                 .await
                 .map_err(|error| TcpError::Resolve(error.to_string()))?;
             let stream = first_to_answer(addresses.collect()).await?;
             configure(&stream).map_err(TcpError::Io)?;
-            Ok(TokioIo::new(TcpIo { stream, link }))
+            Ok(TokioIo::new(TcpIo::new(stream)))
         })
     }
 }
@@ -232,68 +214,6 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(limits::TCP_USER_TIMEOUT))?;
     socket.set_keepalive(true)
-}
-
-/// A TCP stream that closes as its [`Link`] says.
-pub(crate) struct TcpIo {
-    stream: TcpStream,
-    link: Link,
-}
-
-impl Drop for TcpIo {
-    fn drop(&mut self) {
-        if self.link.0.load(Ordering::Relaxed) {
-            let socket = socket2::SockRef::from(&self.stream);
-            // A failure leaves the ordinary FIN.
-            let _ = socket.set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-impl Connection for TcpIo {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl AsyncRead for TcpIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for TcpIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,17 @@
 //! The response body on its way from the upstream.
 //!
-//! Owns the lease of its connection: a body read to its end gives the connection back, a dropped
-//! one cancels the exchange (HTTP/1.1: RST; HTTP/2: RST_STREAM).
+//! It holds the lease of its connection: a body read to its end gives the connection back, a dropped
+//! one cancels the exchange (HTTP/1.1: RST; HTTP/2: RST_STREAM). What is still to be sent of the
+//! request is sent while the body is read.
 
 use std::ops::Range;
-use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::Body;
-use hyper::body::Incoming;
 
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::limits;
-use crate::upstream::pool::Lease;
-use crate::upstream::upload::UploadState;
+use crate::upstream::{h1, h2_stream};
 
 /// Bytes of a response body.
 #[derive(Debug)]
@@ -45,21 +41,26 @@ impl Data {
 }
 
 /// A response body and the connection it comes from.
-pub struct Download {
-    incoming: Incoming,
-    lease: Option<Lease>,
-    upload: Rc<UploadState>,
+pub struct Download(Body);
+
+enum Body {
+    H1(h1::Body),
+    H2(h2_stream::Body),
+}
+
+impl From<h1::Body> for Download {
+    fn from(body: h1::Body) -> Download {
+        Download(Body::H1(body))
+    }
+}
+
+impl From<h2_stream::Body> for Download {
+    fn from(body: h2_stream::Body) -> Download {
+        Download(Body::H2(body))
+    }
 }
 
 impl Download {
-    pub(crate) fn new(incoming: Incoming, lease: Lease, upload: Rc<UploadState>) -> Download {
-        let mut download = Download { incoming, lease: Some(lease), upload };
-        if download.incoming.is_end_stream() {
-            download.finish();
-        }
-        download
-    }
-
     /// The next bytes, `scratch` being free for them; `None` at the clean end.
     ///
     /// # Errors
@@ -68,93 +69,45 @@ impl Download {
     pub fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
-        _scratch: &mut [u8],
+        scratch: &mut [u8],
     ) -> Poll<Option<Result<Data, Failure>>> {
-        loop {
-            let Some(frame) = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
-                self.finish();
-                return Poll::Ready(None);
-            };
-            return match frame.map(http_body::Frame::into_data) {
-                Ok(Ok(bytes)) if bytes.is_empty() => continue,
-                Ok(Ok(bytes)) => {
-                    // With a known length hyper asks no more after the last byte.
-                    if self.incoming.is_end_stream() {
-                        self.finish();
-                    }
-                    Poll::Ready(Some(Ok(Data::Owned(bytes))))
-                }
-                // Trailers are not passed on.
-                Ok(Err(_)) => continue,
-                Err(error) => {
-                    self.lease = None;
-                    Poll::Ready(Some(Err(self.classify(&error))))
-                }
-            };
+        match &mut self.0 {
+            Body::H1(body) => body.poll_data(cx, scratch),
+            Body::H2(body) => body.poll_data(cx),
         }
     }
 
     /// Whether the last byte has been read: over HTTP/2 the frame that ends the stream may still
     /// be on its way when the declared length has come.
     pub fn over(&self) -> bool {
-        self.incoming.is_end_stream() || self.incoming.size_hint().exact() == Some(0)
+        match &self.0 {
+            Body::H1(body) => body.over(),
+            Body::H2(body) => body.over(),
+        }
     }
 
     /// Lets go of a body that is [`over`](Download::over): one that only lacks its end in HTTP/2 is
     /// waited for a little, since a drop would tell the upstream that its answer was not wanted.
-    pub fn settle(mut self) {
-        if self.lease.is_some() {
+    pub fn settle(self) {
+        if let Body::H2(mut body) = self.0
+            && !body.ended()
+        {
             tokio::task::spawn_local(async move {
-                let mut scratch = [0; 256];
-                let end = std::future::poll_fn(|cx| self.poll_data(cx, &mut scratch));
+                let end = std::future::poll_fn(|cx| body.poll_data(cx));
                 // Whatever comes, nobody waits for it.
                 let _ = tokio::time::timeout(limits::REUSE_WAIT, end).await;
             });
         }
     }
-
-    fn classify(&self, error: &hyper::Error) -> Failure {
-        if let Some(failure) = self.upload.failure() {
-            return failure;
-        }
-        if is_protocol(error) {
-            let text = format!("the upstream's response body is badly framed: {}", Told(error));
-            return Failure::new(Kind::UpstreamProtocol, text);
-        }
-        let text = format!("the upstream broke off in mid-stream: {}", Told(error));
-        Failure::new(Kind::Truncated, text)
-    }
-
-    fn finish(&mut self) {
-        // An HTTP/1.1 response that overtakes its request's body leaves the connection unusable.
-        match self.lease.take() {
-            Some(lease) if self.upload.done() => lease.finish(),
-            unusable => drop(unusable),
-        }
-    }
 }
 
-/// Whether `error` is about the bytes themselves rather than about their absence.
-pub(crate) fn is_protocol(error: &hyper::Error) -> bool {
-    let bad_chunk = || {
-        let source = std::error::Error::source(error)?;
-        let io = source.downcast_ref::<std::io::Error>()?;
-        Some(io.kind() == std::io::ErrorKind::InvalidInput)
-    };
-    error.is_parse() || bad_chunk().unwrap_or(false)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An error with its causes on one line.
-pub(crate) struct Told<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Told<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(at) = cause {
-            write!(f, ": {at}")?;
-            cause = at.source();
-        }
-        Ok(())
+    #[test]
+    fn an_idle_response_body_is_small() {
+        assert!(size_of::<Download>() <= 136, "{}", size_of::<Download>());
+        assert!(size_of::<h2_stream::Body>() <= 80, "{}", size_of::<h2_stream::Body>());
     }
 }

@@ -1,10 +1,10 @@
 //! The upstream side: pooled connections to OpenAI-compatible servers, and requests on them.
 //!
 //! Owns everything between a request that is ready to go out and the response that comes back:
-//! [`connect`] (addresses, TCP, TLS, protocol), [`pool`] (which connection), [`h1`] and [`h2`]
-//! (what one is), [`send`] (head rules and the exchange), [`upload`] and [`download`] (the two
-//! bodies). One [`Upstream`] per worker and configured upstream; nothing here is shared between
-//! threads but the TLS configuration.
+//! [`connect`] (addresses, TCP, TLS, protocol), [`transport`] (the bytes), [`pool`] (which
+//! connection), [`h1`] and [`h2`] (what one is and how an exchange goes on it), [`send`] (head rules
+//! and attempts), [`upload`] and [`download`] (the two bodies). One [`Upstream`] per worker and
+//! configured upstream; nothing here is shared between threads but the TLS configuration.
 //!
 //! Invariant: the upstream is chosen by configuration only. A request that may have been written
 //! is never sent twice.
@@ -12,10 +12,13 @@
 pub mod connect;
 pub mod download;
 pub mod h1;
+pub mod h1_send;
 pub mod h2;
+pub mod h2_stream;
 pub mod pool;
 pub mod send;
 pub mod tls;
+pub mod transport;
 pub mod upload;
 
 use std::rc::Rc;

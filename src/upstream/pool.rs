@@ -5,7 +5,10 @@
 //! out last in, first out; HTTP/2 connections take as many streams as the peer's SETTINGS allow
 //! and further connections are opened beyond that.
 //!
-//! Invariant: a [`Lease`] is given back exactly once, by [`Lease::finish`] or by its drop; a drop
+//! An idle HTTP/1.1 connection is its socket alone, watched by nobody: that its server has closed it
+//! is seen when it is wanted, and by [`Pool::close_idle`].
+//!
+//! Invariant: a [`Lease`] is given back exactly once, by its exchange's end or by its drop; a drop
 //! cancels what still runs (RST on HTTP/1.1, RST_STREAM on HTTP/2 by dropping the exchange).
 //! Waiters are bounded by the stream permits, dials by the waiters.
 
@@ -23,9 +26,9 @@ use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
 use crate::upstream::connect::{Dialed, Dialer, Protocol};
-use crate::upstream::h1::{self, Solo, SoloLease};
+use crate::upstream::h1::SoloLease;
 use crate::upstream::h2::{self, Shared, SharedLease};
-use crate::upstream::upload::Upload;
+use crate::upstream::transport::Transport;
 
 type Waiter = oneshot::Sender<Result<Lease, Failure>>;
 
@@ -41,7 +44,7 @@ pub(crate) struct Pool {
     protocol: Cell<Option<Protocol>>,
     /// Streams the last HTTP/2 peer allowed on one connection.
     pub(super) room_each: Cell<usize>,
-    idle: RefCell<Vec<(Solo, Moment)>>,
+    idle: RefCell<Vec<(Transport, Moment)>>,
     pub(super) shared: RefCell<Vec<Rc<Shared>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     dials: Cell<usize>,
@@ -100,12 +103,10 @@ impl Pool {
 
     fn take(self: &Rc<Pool>) -> Option<Lease> {
         loop {
-            let Some((solo, _)) = self.idle.borrow_mut().pop() else { break };
+            let Some((mut transport, _)) = self.idle.borrow_mut().pop() else { break };
             self.cells().connections(ConnState::Idle).sub(1);
-            if solo.sender.is_ready() {
-                self.cells().connections(ConnState::Active).add(1);
-                let pool = self.clone();
-                return Some(Lease::Solo(SoloLease { pool, solo: Some(solo) }));
+            if transport.is_quiet() {
+                return Some(Lease::Solo(SoloLease::new(self, transport)));
             }
         }
         // Filling the oldest connection first lets the younger ones fall idle and close.
@@ -137,11 +138,15 @@ impl Pool {
     }
 
     fn is_over(&self, shared: &Shared) -> bool {
-        let over = shared.sender.is_closed();
+        let over = shared.is_over();
         if over {
             let state = if shared.live.get() > 0 { ConnState::Active } else { ConnState::Idle };
-            // A closed connection leaves the gauges here; its leases find it gone from the list.
+            // It leaves the gauges here; its leases find it gone from the list, and the last of
+            // them closes it.
             self.cells().connections(state).sub(1);
+            if shared.live.get() == 0 {
+                shared.close();
+            }
         }
         over
     }
@@ -182,13 +187,10 @@ impl Pool {
         }
     }
 
-    pub(super) fn put_idle(self: &Rc<Pool>, solo: Solo) {
-        if solo.sender.is_closed() {
-            return;
-        }
+    pub(super) fn put_idle(self: &Rc<Pool>, transport: Transport) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.idle_max.max(1) || !self.waiters.borrow().is_empty() {
-            idle.push((solo, self.clock.now()));
+            idle.push((transport, self.clock.now()));
             self.cells().connections(ConnState::Idle).add(1);
         }
         drop(idle);
@@ -199,15 +201,11 @@ impl Pool {
     pub(crate) fn close_idle(self: &Rc<Pool>, idle_max: Duration) {
         let now = self.clock.now();
         let expired = |since: Moment| now.since(since) >= idle_max;
-        let mut closing = Vec::new();
-        self.idle.borrow_mut().retain_mut(|(solo, since)| {
-            let keep = !solo.sender.is_closed() && !expired(*since);
-            if !keep {
-                closing.push(solo.task.clone());
-            }
-            keep
-        });
-        self.cells().connections(ConnState::Idle).sub(closing.len() as i64);
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        idle.retain_mut(|(transport, since)| !expired(*since) && transport.is_quiet());
+        self.cells().connections(ConnState::Idle).sub((before - idle.len()) as i64);
+        drop(idle);
         self.shared.borrow_mut().retain(|shared| {
             if self.is_over(shared) {
                 return false;
@@ -215,13 +213,10 @@ impl Pool {
             let close = shared.live.get() == 0 && expired(shared.idle_since.get());
             if close {
                 self.cells().connections(ConnState::Idle).sub(1);
-                closing.extend(shared.task.borrow_mut().take());
+                shared.close();
             }
             !close
         });
-        for task in closing {
-            task.abort();
-        }
         self.offer();
     }
 }
@@ -249,55 +244,31 @@ async fn dial(pool: Rc<Pool>) {
 }
 
 async fn open(pool: &Rc<Pool>) -> Result<(), (Failure, ConnectResult)> {
-    let Dialed { transport, protocol, link } = pool.dialer.dial().await?;
+    let Dialed { mut transport, protocol } = pool.dialer.dial().await?;
     pool.protocol.set(Some(protocol));
-    let handshake = match protocol {
-        Protocol::H1 => h1::open(pool, transport, link).await,
-        Protocol::H2 => h2::open(pool, transport).await,
-    };
-    handshake.map_err(|error| {
-        let text = format!("{}: HTTP handshake: {error}", pool.url.authority);
-        (Failure::new(Kind::Connect, text), ConnectResult::Other)
-    })
+    match protocol {
+        Protocol::H1 if transport.is_quiet() => {
+            pool.put_idle(transport);
+            Ok(())
+        }
+        // Not put into the pool, which would only dial another one, and so on.
+        Protocol::H1 => {
+            let text = format!("{}: it closed the connection at once", pool.url.authority);
+            Err((Failure::new(Kind::Connect, text), ConnectResult::Other))
+        }
+        Protocol::H2 => h2::open(pool, transport).await.map_err(|error| {
+            let text = format!("{}: HTTP/2 handshake: {error}", pool.url.authority);
+            (Failure::new(Kind::Connect, text), ConnectResult::Other)
+        }),
+    }
 }
 
 impl Lease {
     /// The URL it leads to.
     pub(crate) fn url(&self) -> &Url {
         match self {
-            Lease::Solo(lease) => &lease.pool.url,
-            Lease::Shared(lease) => &lease.pool.url,
-        }
-    }
-
-    pub(crate) fn protocol(&self) -> Protocol {
-        match self {
-            Lease::Solo(_) => Protocol::H1,
-            Lease::Shared(_) => Protocol::H2,
-        }
-    }
-
-    /// Sends `request`; a request of which no byte was written comes back with the error.
-    pub(crate) async fn try_send(
-        &mut self,
-        request: http::Request<Upload>,
-    ) -> Result<
-        http::Response<hyper::body::Incoming>,
-        hyper::client::conn::TrySendError<http::Request<Upload>>,
-    > {
-        match self {
-            Lease::Solo(lease) => {
-                let solo = lease.solo.as_mut().expect("held until finish or drop");
-                solo.sender.try_send_request(request).await
-            }
-            Lease::Shared(lease) => lease.shared.sender.clone().try_send_request(request).await,
-        }
-    }
-
-    /// The exchange is over and both bodies were wholly sent and read: reuse the connection.
-    pub(crate) fn finish(self) {
-        if let Lease::Solo(lease) = self {
-            lease.finish();
+            Lease::Solo(lease) => &lease.pool().url,
+            Lease::Shared(lease) => &lease.pool().url,
         }
     }
 }

@@ -1,25 +1,25 @@
 //! One request out, one response head back.
 //!
 //! [`send`] takes a connection from the pool, writes the request as that connection needs it and
-//! waits for the head. It tries again only with a connection that had closed before a byte of the
-//! request was written (hyper hands the untouched request back). Time limits are the caller's.
+//! waits for the head. It tries again only where the connection had closed before a byte of the
+//! request was written. Time limits are the caller's.
 
 use std::rc::Rc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 
 use crate::config::{Scheme, Url};
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::upstream::Upstream;
-use crate::upstream::connect::Protocol;
-use crate::upstream::download::{Download, Told, is_protocol};
+use crate::upstream::download::Download;
+use crate::upstream::h1_send::{self, Sending};
 use crate::upstream::pool::Lease;
 use crate::upstream::upload::Upload;
+use crate::upstream::{h1, h2_stream};
 use crate::wire::head;
 
 /// A request as the gateway hands it over.
@@ -46,6 +46,14 @@ pub struct Answer {
     pub body: Download,
 }
 
+/// How an attempt came to nothing.
+pub(super) enum Unanswered {
+    /// No byte of the request was written: here is its body, whole, for another connection.
+    Untouched(Box<Upload>, Failure),
+    /// The upstream may have seen it.
+    Failed(Failure),
+}
+
 /// The headers by which a client proves who it is; none reaches an upstream with its own
 /// credential.
 const CLIENT_CREDENTIALS: [HeaderName; 4] = [
@@ -63,49 +71,43 @@ const CLIENT_CREDENTIALS: [HeaderName; 4] = [
 /// fault in the request body.
 pub async fn send(upstream: &Upstream, mut outgoing: Outgoing) -> Result<Answer, Failure> {
     prepare(upstream, &mut outgoing);
-    let state = outgoing.body.state();
     let mut body = outgoing.body;
     let mut attempts = 1;
     loop {
-        let mut lease = upstream.checkout().await?;
-        let mut request = Request::new(body);
-        *request.method_mut() = outgoing.method.clone();
-        *request.headers_mut() = outgoing.headers.clone();
-        let target =
-            target(lease.url(), &outgoing.literal_prefix, &outgoing.uri, &upstream.config.query)?;
-        address(&mut request, &lease, target);
-        match lease.try_send(request).await {
-            Ok(response) => return Ok(answer(response, lease, state)),
-            Err(mut error) => match error.take_message() {
-                Some(unwritten) if attempts < limits::POOL_ATTEMPTS => {
-                    body = unwritten.into_body();
-                    attempts += 1;
-                }
-                _ => {
-                    return Err(state.failure().unwrap_or_else(|| classify(error.error())));
-                }
-            },
+        let lease = upstream.checkout().await?;
+        let url = lease.url();
+        let target = target(url, &outgoing.literal_prefix, &outgoing.uri, &upstream.config.query)?;
+        let answered = match lease {
+            Lease::Solo(lease) => {
+                let host = &lease.pool().url.authority;
+                let chunked = body.size_hint().exact().is_none();
+                let (method, headers) = (&outgoing.method, &outgoing.headers);
+                let head = h1_send::head(method, target.as_str(), host, headers, chunked);
+                let sending = Sending::new(head, body, chunked);
+                let answered = h1::exchange(lease, sending, *method == Method::HEAD).await;
+                answered.map(|(head, body)| Answer { head, body: body.into() })
+            }
+            Lease::Shared(lease) => {
+                let mut request = Request::new(());
+                *request.version_mut() = Version::HTTP_2;
+                *request.method_mut() = outgoing.method.clone();
+                *request.headers_mut() = outgoing.headers.clone();
+                *request.uri_mut() = absolute(&lease.pool().url, target)?;
+                let answered = h2_stream::exchange(lease, request, body).await;
+                answered.map(|(head, body)| Answer { head, body: body.into() })
+            }
+        };
+        match answered {
+            Ok(answer) => return Ok(answer),
+            Err(Unanswered::Untouched(untouched, _)) if attempts < limits::POOL_ATTEMPTS => {
+                body = *untouched;
+                attempts += 1;
+            }
+            Err(Unanswered::Untouched(_, failure) | Unanswered::Failed(failure)) => {
+                return Err(failure);
+            }
         }
     }
-}
-
-fn answer(
-    response: Response<Incoming>,
-    lease: Lease,
-    upload: Rc<crate::upstream::upload::UploadState>,
-) -> Answer {
-    let (head, incoming) = response.into_parts();
-    Answer { head, body: Download::new(incoming, lease, upload) }
-}
-
-fn classify(error: &hyper::Error) -> Failure {
-    let told = Told(error);
-    if is_protocol(error) {
-        let text = format!("the upstream's response is no valid HTTP: {told}");
-        return Failure::new(Kind::UpstreamProtocol, text);
-    }
-    let text = format!("the upstream broke the connection before its response: {told}");
-    Failure::new(Kind::UpstreamGone, text)
 }
 
 /// The head rules that hold for every upstream connection.
@@ -130,35 +132,24 @@ fn prepare(upstream: &Upstream, outgoing: &mut Outgoing) {
     for (name, value) in &config.headers {
         headers.insert(name.clone(), value.clone());
     }
-    // Known to be needed: an HTTP/1.1 server may refuse a POST without a length.
-    if outgoing.body.size_hint().exact() == Some(0) && outgoing.method == Method::POST {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    // A server may refuse a body, or the lack of one, without a length (RFC 9110, 8.6).
+    match outgoing.body.size_hint().exact() {
+        Some(0) if !matches!(outgoing.method, Method::POST | Method::PUT | Method::PATCH) => {}
+        Some(length) => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        None => {}
     }
 }
 
-/// Writes the target as the connection's protocol wants it: origin form with Host, or HTTP/2's
-/// pseudo-headers.
-fn address(request: &mut Request<Upload>, lease: &Lease, target: PathAndQuery) {
-    let url = lease.url();
-    match lease.protocol() {
-        Protocol::H1 => {
-            *request.uri_mut() = Uri::from(target);
-            if let Ok(host) = HeaderValue::from_str(&url.authority) {
-                request.headers_mut().insert(header::HOST, host);
-            }
-        }
-        Protocol::H2 => {
-            let mut parts = http::uri::Parts::default();
-            let https = url.scheme == Scheme::Https;
-            parts.scheme = Some(if https { UriScheme::HTTPS } else { UriScheme::HTTP });
-            parts.authority = url.authority.parse::<Authority>().ok();
-            parts.path_and_query = Some(target);
-            *request.version_mut() = Version::HTTP_2;
-            if let Ok(uri) = Uri::from_parts(parts) {
-                *request.uri_mut() = uri;
-            }
-        }
-    }
+/// The target as HTTP/2's pseudo-headers have it.
+fn absolute(url: &Url, target: PathAndQuery) -> Result<Uri, Failure> {
+    let https = url.scheme == Scheme::Https;
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(if https { UriScheme::HTTPS } else { UriScheme::HTTP });
+    parts.authority = url.authority.parse::<Authority>().ok();
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).map_err(|_| untransferable())
 }
 
 /// The path and query for `url`: its own path replaces the route's literal prefix, the client's
@@ -186,7 +177,11 @@ fn target(
         (None, extra) => target.extend(["?", extra]),
         (Some(query), extra) => target.extend(["?", query, "&", extra]),
     }
-    target.try_into().map_err(|_| Failure::new(Kind::BadRequest, "the target cannot be passed on"))
+    target.try_into().map_err(|_| untransferable())
+}
+
+fn untransferable() -> Failure {
+    Failure::new(Kind::BadRequest, "the target cannot be passed on")
 }
 
 #[cfg(test)]

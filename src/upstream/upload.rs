@@ -208,6 +208,14 @@ impl Upload {
         self.state.clone()
     }
 
+    /// Takes back what was given last and went nowhere.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.left = self.left.map(|left| left + bytes.len() as u64);
+            self.ahead.push_front(bytes);
+        }
+    }
+
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
         let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
         match rest.poll_data(cx) {
@@ -239,6 +247,23 @@ impl Upload {
                 Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Upload {
+    /// A body that has come in whole.
+    pub(crate) fn made_of(pieces: &[&str], wheel: &Wheel) -> Upload {
+        let ahead: VecDeque<_> =
+            pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes())).collect();
+        let left = ahead.iter().map(|piece| piece.len() as u64).sum();
+        let (wheel, timer) = (wheel.clone(), wheel.timer());
+        Upload { ahead, rest: None, left: Some(left), state: Rc::default(), wheel, timer }
+    }
+
+    /// What was not given out yet.
+    pub(crate) fn pieces(&self) -> Vec<&[u8]> {
+        self.ahead.iter().map(|piece| &**piece).collect()
     }
 }
 

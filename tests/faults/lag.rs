@@ -124,8 +124,7 @@ async fn nor_do_they_with_the_small_events_of_a_usual_stream() {
 }
 
 /// Such frames go on piling up inside h2 while the others run, each at the price of some 250 bytes
-/// of h2's budget for data frames (half the connection's window, so 1 GiB): it would take more
-/// than sixty streams that have filled their windows so, four million frames, to end it.
+/// of memory and of h2's budget for them, which is set to what a thousand such streams need.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_do_they_with_frames_of_one_byte() {
     // Ten, for each takes about a hundred thousand frames until its buffers are full.
