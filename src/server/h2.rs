@@ -202,6 +202,7 @@ fn answer(
     let (mut parts, body) = response.into_parts();
     // RFC 9113, 8.2.2: there are no headers about the connection in HTTP/2.
     head::strip_hop_by_hop(&mut parts.headers);
+    head::detach(&mut parts.headers);
     parts.headers.entry(DATE).or_insert_with(http_date);
     if let ClientBody::Full(bytes) = &body {
         let length = bytes.as_ref().map_or(0, Bytes::len);

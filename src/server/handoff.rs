@@ -128,22 +128,31 @@ impl Future for Streaming {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(relay) = self.relay.as_mut() else { return Poll::Ready(()) };
         let verdict = ready!(relay.poll(cx));
-        if let (Some(relay), Some((seat, floor))) = (self.relay.take(), self.seat.take()) {
-            let keep_alive = self.keep_alive && !floor.gateway.draining.get();
-            let (io, read) = relay.into_parts();
-            // In a task of its own, so that this one stays small.
-            tokio::task::spawn_local(async move {
-                match verdict {
-                    Verdict::Complete if keep_alive => {
-                        h1::serve(io.resume(read), seat, floor).await;
-                    }
-                    Verdict::Complete | Verdict::Cut(Cut::Close) => io.close().await,
-                    Verdict::Cut(Cut::Reset) => io.reset(),
-                    Verdict::Gone => {}
-                }
-            });
+        let (relay, seat) = (self.relay.take(), self.seat.take());
+        if let (Some(relay), Some((seat, floor))) = (relay, seat) {
+            over(verdict, relay, self.keep_alive, seat, floor);
         }
         Poll::Ready(())
+    }
+}
+
+/// What becomes of a connection whose response is over.
+fn over(verdict: Verdict, relay: Relay<ClientIo>, keep: bool, seat: Seat, floor: Rc<Floor>) {
+    let (io, read) = relay.into_parts();
+    let keep = keep && !floor.gateway.draining.get();
+    match verdict {
+        Verdict::Gone => {}
+        Verdict::Cut(Cut::Reset) => io.reset(),
+        // In tasks of their own, so that the one that streams stays small.
+        Verdict::Complete if keep => {
+            tokio::task::spawn_local(h1::serve(io.resume(read), seat, floor));
+        }
+        Verdict::Complete | Verdict::Cut(Cut::Close) => {
+            tokio::task::spawn_local(async move {
+                io.close().await;
+                drop(seat);
+            });
+        }
     }
 }
 

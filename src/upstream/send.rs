@@ -92,6 +92,7 @@ pub async fn send(upstream: &Upstream, mut outgoing: Outgoing) -> Result<Answer,
                 *request.version_mut() = Version::HTTP_2;
                 *request.method_mut() = outgoing.method.clone();
                 *request.headers_mut() = outgoing.headers.clone();
+                head::detach(request.headers_mut());
                 *request.uri_mut() = absolute(&lease.pool().url, target)?;
                 let answered = h2_stream::exchange(lease, request, body).await;
                 answered.map(|(head, body)| Answer { head, body: body.into() })

@@ -198,6 +198,17 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Gives every value memory of its own. Parsers cut values out of the block they have read, and
+/// HTTP/2 keeps sent fields in its compression table: some bytes there would hold kilobytes here.
+pub fn detach(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        let sensitive = value.is_sensitive();
+        let copy = HeaderValue::from_bytes(value.as_bytes());
+        *value = copy.expect("what was a value is one");
+        value.set_sensitive(sensitive);
+    }
+}
+
 /// Whether an HTTP/1.1 message leaves its connection open (RFC 9112, 9.3).
 pub fn keeps_alive(headers: &HeaderMap) -> bool {
     let options = headers.get_all(CONNECTION).iter().flat_map(|value| list(value.as_bytes()));

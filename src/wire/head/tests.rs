@@ -204,3 +204,16 @@ fn only_leaving_http_is_an_upgrade() {
     assert!(!wants(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")]));
     assert!(!wants(&[("connection", "upgrade")]) && !wants(&[("upgrade", " ")]) && !wants(&[]));
 }
+
+#[test]
+fn a_detached_value_is_the_same_elsewhere() {
+    let block = bytes::Bytes::from_static(b"secret\xe9 and a long block around it");
+    let mut headers = HeaderMap::new();
+    let mut value = HeaderValue::from_maybe_shared(block.slice(..7)).expect("a value");
+    value.set_sensitive(true);
+    headers.insert("x-a", value);
+    detach(&mut headers);
+    let value = &headers["x-a"];
+    assert_eq!((value.as_bytes(), value.is_sensitive()), (&block[..7], true));
+    assert_ne!(value.as_bytes().as_ptr(), block.as_ptr());
+}
