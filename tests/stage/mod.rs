@@ -2,6 +2,7 @@
 //! upstream, over real sockets, and clients that see the bytes.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the stage")]
 
+pub mod alloc;
 pub mod client;
 pub mod events;
 pub mod program;

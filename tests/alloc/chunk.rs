@@ -1,0 +1,202 @@
+//! Nothing is allocated per chunk by the parts on its way, each by itself. What hyper allocates to
+//! read and to write is not counted here.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body::Body;
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tidegate::clock::Clock;
+use tidegate::config::{self, Family, HeartbeatStyle};
+use tidegate::permit::Permits;
+use tidegate::sim::{Behaviour, Options, Sim};
+use tidegate::stream::body::ClientBody;
+use tidegate::stream::control::{Control, IoState, Patience};
+use tidegate::stream::core::{Ground, Rules, Stream};
+use tidegate::stream::life::{Birth, Life, Live, Place};
+use tidegate::stream::source::Source;
+use tidegate::telemetry::{Cells, Shape};
+use tidegate::upstream::Upstream;
+use tidegate::upstream::send::{Outgoing, send};
+use tidegate::upstream::tls::client_config;
+use tidegate::upstream::upload::Upload;
+use tidegate::wire::sse::Tracker;
+use tidegate::wire::wheel::{Tick, Wheel};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+
+use crate::stage::client::STREAM;
+use crate::stage::{alloc, soon};
+
+const EVENT: &[u8] = b"data: {\"choices\":[{\"delta\":{\"content\":\"tide\"}}]}\n\n";
+/// Events of the stream through the core, a chunk each.
+const EVENTS: u32 = 1000;
+
+fn cells() -> Arc<Cells> {
+    let shape = Shape {
+        listeners: vec!["l".into()],
+        upstreams: vec!["u".into()],
+        routes: vec![("r".into(), 0)],
+    };
+    Arc::new(Cells::new(&shape))
+}
+
+#[test]
+fn the_tracker_allocates_nothing() {
+    let piece = EVENT.repeat(1000);
+    let mut tracker = Tracker::new(Family::OpenAi, 1 << 20);
+    let (events, counts) = alloc::during(|| {
+        let whole = tracker.feed(&piece).events;
+        let bytes: u32 = piece.chunks(1).map(|byte| tracker.feed(byte).events).sum();
+        tracker.heartbeat_written();
+        whole + bytes
+    });
+    assert_eq!((events, counts.allocations), (2000, 0));
+}
+
+#[test]
+fn the_wheel_allocates_nothing_to_store_move_and_fire_a_deadline() {
+    let wheel = Wheel::new();
+    let timers: Vec<_> = (0..100).map(|_| wheel.timer()).collect();
+    let round = |from: u32| {
+        timers.iter().for_each(|timer| timer.set(Tick(from + 50), Waker::noop()));
+        timers.iter().for_each(|timer| timer.set(Tick(from + 90), Waker::noop()));
+        timers.iter().for_each(|timer| timer.set(Tick(from + 70), Waker::noop()));
+        (from..from + 100).map(|tick| wheel.advance(Tick(tick + 1))).sum::<usize>()
+    };
+    // The first round makes room for the wakers of one tick, which is kept.
+    assert_eq!(round(0), 100);
+    let (woken, counts) = alloc::during(|| round(100) + round(200));
+    assert_eq!((woken, counts.allocations), (200, 0));
+}
+
+#[test]
+fn the_metric_cells_allocate_nothing() {
+    let cells = cells();
+    let (_, counts) = alloc::during(|| {
+        for n in 0..1000 {
+            cells.upstream(0).events.inc();
+            cells.backlog_bytes.add(n);
+            cells.upstream(0).chunk_interval.observe(Duration::from_millis(n.unsigned_abs()));
+        }
+    });
+    assert_eq!((cells.upstream(0).events.get(), counts.allocations), (1000, 0));
+}
+
+/// A request's body as the gateway takes it from hyper.
+async fn upload(wheel: &Wheel) -> Upload {
+    let (mut client, server) = tokio::io::duplex(1024);
+    let head = format!("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: {}\r\n\r\n", STREAM.len());
+    let request = head + STREAM;
+    client.write_all(request.as_bytes()).await.expect("it fits into the pipe");
+    let (tell, told) = oneshot::channel();
+    let tell = Cell::new(Some(tell));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let tell = tell.take().expect("one request");
+        tell.send(request.into_body()).expect("it is waited for");
+        std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+    });
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    tokio::select! {
+        _ = serving => panic!("it is never answered"),
+        upload = async { Upload::prefetch(told.await.expect("a body"), wheel).await } => {
+            upload.unwrap_or_else(|fault| panic!("{fault:?}"))
+        }
+    }
+}
+
+/// A stream of events from `simulator`, as the gateway makes it for a client.
+async fn stream(simulator: SocketAddr) -> ClientBody {
+    let (clock, wheel, cells) = (Clock::System, Wheel::new(), cells());
+    let text = format!("[[upstream]]\nurls = [\"http://{simulator}\"]\nhttp = 1\n");
+    let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
+    let tls = client_config(&rustls::RootCertStore::empty(), None).expect("nothing to read");
+    let upstream =
+        Upstream::new(0, config.upstreams[0].clone(), &tls, clock.clone(), cells.clone());
+    let outgoing = Outgoing {
+        method: Method::POST,
+        uri: Uri::from_static("/v1/chat/completions"),
+        literal_prefix: "/v1".into(),
+        headers: HeaderMap::new(),
+        identity: true,
+        body: upload(&wheel).await,
+    };
+    let answer = send(&upstream, outgoing).await.unwrap_or_else(|f| panic!("{f:?}"));
+    let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
+    let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
+    let life = Life::begin(Birth {
+        live: Rc::<Live>::default(),
+        cells: cells.clone(),
+        clock: clock.clone(),
+        permit: Permits::new(1).take().expect("one place"),
+        place: Rc::new(Place {
+            route: "r".into(),
+            route_index: 0,
+            upstream: "u".into(),
+            upstream_index: 0,
+        }),
+        id: "id".into(),
+        trace_id: "trace".into(),
+        control: control.clone(),
+    });
+    let second = Duration::from_secs(1);
+    let rules = Rc::new(Rules {
+        heartbeat: Some(15 * second),
+        style: HeartbeatStyle::Comment,
+        first_byte: 60 * second,
+        idle: 60 * second,
+        total: 600 * second,
+        max_event: 1 << 20,
+    });
+    let ground = Rc::new(Ground { clock, wheel, cells, cutting: Rc::default() });
+    let source = Source::Body(answer.body);
+    let stream = Stream::events(ground, rules, Family::OpenAi, source, control.clone(), life);
+    ClientBody::stream(stream, control)
+}
+
+/// The core with its sink, fed by a real connection. Only what happens while it is asked for more
+/// is counted: the connection is read in a task of hyper's own.
+#[test]
+fn the_core_and_its_sink_allocate_nothing_once_they_have_begun() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .expect("a runtime");
+    runtime.block_on(async {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let defaults = Behaviour { count: EVENTS, size: 200, ..Behaviour::default() };
+        let options = Options { defaults, ..Options::default() };
+        let sim = Sim::start(any, options).await.expect("the simulated upstream");
+        let mut body = soon(stream(sim.addr())).await;
+        let (mut polls, mut chunks, mut text) = (Vec::new(), 0, Vec::new());
+        let mut next = async || {
+            std::future::poll_fn(|cx| {
+                let (polled, counts) = alloc::during(|| Pin::new(&mut body).poll_frame(cx));
+                polls.push(counts.allocations);
+                polled
+            })
+            .await
+        };
+        while let Some(Ok(frame)) = soon(next()).await {
+            text.extend_from_slice(&frame.into_data().expect("no trailers"));
+            chunks += 1;
+        }
+        assert!(text.ends_with(b"data: [DONE]\n\n"), "the stream came whole");
+        assert!(chunks >= EVENTS, "{chunks} chunks");
+        // The first poll makes room for a chunk, which is kept.
+        assert!(polls[0] <= 1, "{} allocations to begin", polls[0]);
+        assert_eq!(polls[1..].iter().sum::<u64>(), 0, "over {chunks} chunks");
+    });
+}
