@@ -50,7 +50,7 @@ compare: ## Tidegate and the peers on the same work, some 25 minutes; ARGS="--qu
 	$(CARGO) build --release --workspace
 	load/compare/run $(ARGS)
 
-bench: ## what the parts on every chunk's way cost
+bench: ## what the parts on every chunk's way cost: instructions, compared with benches/baseline.json, and time
 	$(CARGO) bench --bench hot
 
 clean: ## remove what was built

@@ -1,0 +1,294 @@
+//! The operations that are measured: what is on every chunk's, every request's, or the start's way.
+//!
+//! Each can be repeated without end: it leaves its things as it found them.
+
+use std::hint::black_box;
+use std::task::Waker;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response};
+
+use tidegate::config::{self, Family};
+use tidegate::gateway::route::Routes;
+use tidegate::gateway::{check, reply};
+use tidegate::permit::Permits;
+use tidegate::telemetry::{Cells, Shape, trace};
+use tidegate::wire::chunked::Decoder;
+use tidegate::wire::guard::Guard;
+use tidegate::wire::head;
+use tidegate::wire::scan::Scanner;
+use tidegate::wire::sse::{self, Tracker};
+use tidegate::wire::wheel::{Tick, Timer, Wheel};
+
+/// Does one operation so many times.
+pub(crate) type Repeat = Box<dyn FnMut(u32)>;
+
+/// One line of the report.
+pub(crate) struct Operation {
+    /// What it does; also its name in the baseline.
+    pub(crate) name: &'static str,
+    /// How often it is repeated to be counted: the difference of twice as many to as many.
+    pub(crate) times: u32,
+    /// Makes what it works on.
+    pub(crate) build: fn() -> Repeat,
+}
+
+const fn of(name: &'static str, times: u32, build: fn() -> Repeat) -> Operation {
+    Operation { name, times, build }
+}
+
+/// Every operation, in the order of the report.
+pub(crate) const ALL: &[Operation] = &[
+    of("framing tracker, one event of 240 bytes", 1000, tracker_event),
+    of("framing tracker, the same byte by byte", 100, tracker_bytes),
+    of("framing tracker, 64 KiB of 273 events", 10, tracker_piece),
+    of("chunk decoder, one chunk of 240 bytes", 1000, decoder),
+    of("wheel, store a later deadline", 1000, wheel_store),
+    of("wheel, file and drop a timer", 1000, wheel_file),
+    of("wheel, 100 timers set, due and woken", 50, wheel_due),
+    of("wheel, 100 timers met that have moved on", 50, wheel_moved),
+    of("metric cells, one counter", 1000, cells_counter),
+    of("metric cells, one histogram", 1000, cells_histogram),
+    of("request guard, a usual head", 1000, guard),
+    of("key scanner, a body of 2 kB", 100, scanner),
+    of("request check: host, upgrade, dot segments", 1000, request_check),
+    of("request id, a new one", 1000, request_id),
+    of("hop-by-hop fields put into a head, stripped", 1000, strip),
+    of("response head of an event stream rewritten", 1000, response_head),
+    of("route of a path, among 12", 1000, route),
+    of("family of a path", 1000, family),
+    of("admission permit, taken and given back", 1000, permit),
+    of("configuration of 12 routes, parsed", 10, configuration),
+];
+
+fn repeat(mut operation: impl FnMut() + 'static) -> Repeat {
+    Box::new(move |times| {
+        for _ in 0..times {
+            operation();
+        }
+    })
+}
+
+fn event() -> String {
+    format!("data: {{\"id\":\"chatcmpl-1\",\"pad\":\"{}\"}}\n\n", "x".repeat(204))
+}
+
+fn tracker_event() -> Repeat {
+    let (event, mut tracker) = (event(), Tracker::new(Family::OpenAi, 1 << 24));
+    assert_eq!(event.len(), 240);
+    repeat(move || {
+        black_box(tracker.feed(black_box(event.as_bytes())));
+    })
+}
+
+fn tracker_bytes() -> Repeat {
+    let (event, mut tracker) = (event(), Tracker::new(Family::OpenAi, 1 << 24));
+    repeat(move || {
+        for byte in event.as_bytes() {
+            black_box(tracker.feed(std::slice::from_ref(byte)));
+        }
+    })
+}
+
+fn tracker_piece() -> Repeat {
+    let (piece, mut tracker) = (event().repeat(273), Tracker::new(Family::OpenAi, 1 << 24));
+    repeat(move || {
+        black_box(tracker.feed(black_box(piece.as_bytes())));
+    })
+}
+
+fn decoder() -> Repeat {
+    let (chunk, mut decoder) = (format!("f0\r\n{}\r\n", event()), Decoder::new());
+    repeat(move || {
+        let mut rest = black_box(chunk.as_bytes());
+        while !rest.is_empty() {
+            let step = decoder.feed(rest).expect("a good chunk");
+            rest = &rest[black_box(step).consumed..];
+        }
+    })
+}
+
+fn wheel_store() -> Repeat {
+    let wheel = Wheel::new();
+    let (timer, mut due) = (wheel.timer(), Tick(0));
+    repeat(move || {
+        due = due.after(Duration::from_millis(100));
+        timer.set(black_box(due), Waker::noop());
+    })
+}
+
+fn wheel_file() -> Repeat {
+    let wheel = Wheel::new();
+    repeat(move || wheel.timer().set(black_box(Tick(100)), Waker::noop()))
+}
+
+fn hundred_timers(wheel: &Wheel) -> Vec<Timer> {
+    let timers: Vec<Timer> = (0..100).map(|_| wheel.timer()).collect();
+    timers.iter().for_each(|timer| timer.set(Tick(1), Waker::noop()));
+    timers
+}
+
+fn wheel_due() -> Repeat {
+    let wheel = Wheel::new();
+    let timers = hundred_timers(&wheel);
+    repeat(move || {
+        let next = Tick(wheel.now().0 + 1);
+        timers.iter().for_each(|timer| timer.set(next, Waker::noop()));
+        assert_eq!(wheel.advance(next), 100);
+    })
+}
+
+fn wheel_moved() -> Repeat {
+    let wheel = Wheel::new();
+    let timers = hundred_timers(&wheel);
+    repeat(move || {
+        let next = Tick(wheel.now().0 + 1);
+        // They are filed under the next tick, which only stores the later deadline.
+        timers.iter().for_each(|timer| timer.set(Tick(next.0 + 1), Waker::noop()));
+        assert_eq!(wheel.advance(next), 0);
+    })
+}
+
+fn cells() -> Cells {
+    let shape = Shape {
+        listeners: vec!["l".into()],
+        upstreams: vec!["u".into()],
+        routes: vec![("r".into(), 0)],
+    };
+    Cells::new(&shape)
+}
+
+fn cells_counter() -> Repeat {
+    let cells = cells();
+    repeat(move || black_box(&cells).heartbeats.inc())
+}
+
+fn cells_histogram() -> Repeat {
+    let cells = cells();
+    repeat(move || {
+        let interval = black_box(Duration::from_millis(7));
+        black_box(&cells).upstream(0).chunk_interval.observe(interval);
+    })
+}
+
+fn guard() -> Repeat {
+    let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nuser-agent: bench\r\n\
+        authorization: Bearer sk-0123456789abcdef\r\ncontent-type: application/json\r\n\
+        accept: text/event-stream\r\ncontent-length: 0\r\n\r\n";
+    let mut guard = Guard::new(1 << 16);
+    repeat(move || black_box(guard.feed(black_box(head))).expect("a good head"))
+}
+
+fn scanner() -> Repeat {
+    let words = "a long prompt ".repeat(140);
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{words}"}}],"stream":true}}"#);
+    repeat(move || {
+        let mut scanner = Scanner::new();
+        scanner.feed(black_box(body.as_bytes()));
+        assert_eq!(scanner.found().stream, Some(true));
+    })
+}
+
+/// The fields that an SDK sends.
+fn fields() -> HeaderMap {
+    let fields = [
+        ("host", "gateway:8080"),
+        ("user-agent", "OpenAI/Python 2.7.1"),
+        ("authorization", "Bearer sk-0123456789abcdef"),
+        ("content-type", "application/json"),
+        ("content-length", "2048"),
+        ("accept", "application/json"),
+        ("accept-encoding", "gzip, deflate"),
+        ("x-stainless-lang", "python"),
+        ("x-stainless-os", "Linux"),
+        ("x-stainless-retry-count", "0"),
+    ];
+    let typed = |(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value));
+    fields.into_iter().map(typed).collect()
+}
+
+fn request_check() -> Repeat {
+    let mut request = Request::post("/v1/chat/completions").body(()).expect("a request");
+    *request.headers_mut() = fields();
+    repeat(move || check::check(black_box(&request)).expect("a good request"))
+}
+
+fn request_id() -> Repeat {
+    repeat(|| {
+        black_box(trace::new_request_id());
+    })
+}
+
+fn strip() -> Repeat {
+    let mut headers = fields();
+    let own = headers.len();
+    repeat(move || {
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        head::strip_hop_by_hop(black_box(&mut headers));
+        assert_eq!(headers.len(), own);
+    })
+}
+
+fn response_head() -> Repeat {
+    let response = Response::builder()
+        .header("content-type", "text/event-stream")
+        .header("date", "Sat, 21 Nov 2026 08:49:00 GMT")
+        .header("server", "uvicorn")
+        .header("x-request-id", "req-1");
+    let mut parts = Some(response.body(()).expect("a response").into_parts().0);
+    repeat(move || {
+        let mut head = parts.take().expect("put back each time");
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        parts = Some(reply::event_stream_head(Some(black_box(head))).into_parts().0);
+    })
+}
+
+fn route() -> Repeat {
+    let config = config::parse(&twelve_routes(), "bench.toml").expect("a good configuration");
+    let routes = Routes::new(&config.config.routes);
+    repeat(move || {
+        let found = routes.find(black_box("/v1/chat/completions"));
+        black_box(found.map(|route| route.index).expect("a route"));
+    })
+}
+
+fn family() -> Repeat {
+    repeat(|| {
+        black_box(sse::family_of(black_box("/v1/chat/completions"), black_box(Family::Auto)));
+    })
+}
+
+fn permit() -> Repeat {
+    let permits = Permits::new(1);
+    repeat(move || drop(black_box(permits.take().expect("a free place"))))
+}
+
+fn configuration() -> Repeat {
+    let text = twelve_routes();
+    repeat(move || {
+        let loaded = config::parse(black_box(&text), "bench.toml");
+        assert_eq!(loaded.expect("a good configuration").config.routes.len(), 12);
+    })
+}
+
+/// A configuration as a larger site has it.
+fn twelve_routes() -> String {
+    let mut text = String::from(
+        "[server]\nlisten = [\"0.0.0.0:8080\", \"[::]:8080\"]\ndrain_deadline = \"5m\"\n\
+         [stream]\nheartbeat = \"10s\"\ncommit_after = \"off\"\nbacklog = \"32KiB\"\n\
+         [limits]\nconnections = 9000\nstreams = 8000\n\
+         [[upstream]]\nname = \"openai\"\nurls = [\"https://api.openai.com\"]\n\
+         [[route]]\npath = \"/v1/{*rest}\"\nupstream = \"openai\"\n",
+    );
+    for n in 1..12 {
+        text += &format!(
+            "[[upstream]]\nname = \"team-{n}\"\nurls = [\"https://team-{n}.example/openai/v1\"]\n\
+             query = {{ api-version = \"2024-10-21\" }}\nheaders = {{ x-team = \"{n}\" }}\n\
+             [[route]]\npath = \"/team-{n}/{{*rest}}\"\nupstream = \"team-{n}\"\n\
+             family = \"openai\"\nheartbeat_style = \"comment-frame\"\n",
+        );
+    }
+    text
+}
