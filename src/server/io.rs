@@ -213,6 +213,11 @@ impl AsyncRead for ClientIo {
             if me.ahead_inspected {
                 return Poll::Ready(Ok(()));
             }
+            // The rest of the head is usually here as well: in one piece it fits hyper's first
+            // buffer. If there is nothing, or an end, the next read will tell.
+            if let (true, Socket::Plain(tcp)) = (me.ahead.is_empty(), &mut me.socket) {
+                let _ = Pin::new(tcp).poll_read(cx, buf);
+            }
         }
         me.inspect(buf, passed);
         match me.inbound.fault() {

@@ -8,7 +8,7 @@
 //!
 //! Invariant: a cut that was asked for happens within `client_stall` and the linger.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -23,14 +23,15 @@ use crate::wire::wheel::{Tick, Timer, Wheel};
 mod tests;
 
 /// What a client connection's socket is doing; kept by the IO wrapper, read by controls.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct IoState {
     flushes: Cell<u64>,
     blocked_since: Cell<Option<Tick>>,
     /// When the oldest piece not yet written came from upstream.
     read_at: Cell<Option<Moment>>,
     /// Streams that wait until the socket takes bytes again.
-    parked: RefCell<Vec<Waker>>,
+    #[allow(clippy::box_collection, reason = "a pointer while nobody is parked: HTTP/1.1, always")]
+    parked: Cell<Option<Box<Vec<Waker>>>>,
     /// How often the parked ones were woken.
     rounds: Cell<u32>,
 }
@@ -60,16 +61,20 @@ impl IoState {
     /// `None` at first.
     pub fn park(&self, parked: &mut Option<u32>, waker: &Waker) {
         if parked.replace(self.rounds.get()) != Some(self.rounds.get()) {
-            self.parked.borrow_mut().push(waker.clone());
+            let mut all = self.parked.take().unwrap_or_default();
+            all.push(waker.clone());
+            self.parked.set(Some(all));
         }
     }
 
     /// Wakes whoever is parked, if the socket takes bytes: to be called after each step of the
     /// connection.
     pub fn unpark(&self) {
-        if self.blocked_since.get().is_none() && !self.parked.borrow().is_empty() {
+        if self.blocked_since.get().is_some() {
+            return;
+        }
+        if let Some(parked) = self.parked.take() {
             self.rounds.set(self.rounds.get().wrapping_add(1));
-            let parked = self.parked.take();
             parked.into_iter().for_each(Waker::wake);
         }
     }

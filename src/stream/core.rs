@@ -10,7 +10,6 @@
 //! the error event, if any, still comes out. Cost per chunk: one look at the bytes, one clock
 //! read, a few `Cell` stores; the wheel is touched by storing a deadline.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -23,6 +22,7 @@ use crate::limits;
 use crate::stream::control::Control;
 use crate::stream::ground::{Ground, Rules};
 use crate::stream::life::{Life, reason_of};
+use crate::stream::queue::Queue;
 use crate::stream::shape;
 use crate::stream::source::Source;
 use crate::telemetry::cells::Reason;
@@ -78,7 +78,7 @@ pub struct Stream {
     source: Source,
     tracker: Option<Tracker>,
     /// Tracked, not yet put out.
-    ahead: VecDeque<Bytes>,
+    ahead: Queue,
     phase: Phase,
     timer: Timer,
     control: Rc<Control>,
@@ -135,7 +135,7 @@ impl Stream {
             family,
             source,
             tracker,
-            ahead: VecDeque::new(),
+            ahead: Queue::default(),
             phase: Phase::Flow,
             control,
             life,
@@ -241,7 +241,7 @@ impl Stream {
     /// Puts the next bytes into `out`, or tells how to end. After an end it only repeats itself.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
         loop {
-            if let Some(bytes) = self.ahead.pop_front() {
+            if let Some(bytes) = self.ahead.pop() {
                 return Poll::Ready(self.put(bytes, out));
             }
             if let Phase::Last(end) = self.phase {
@@ -344,11 +344,11 @@ impl Stream {
     /// Queues what came from upstream to be put out.
     fn keep(&mut self, mut bytes: Bytes, fed: &Fed) {
         if !fed.replay.is_empty() {
-            self.ahead.push_back(Bytes::from_static(fed.replay));
+            self.ahead.push(Bytes::from_static(fed.replay));
         }
         let _ = bytes.split_to(fed.skip);
         if !bytes.is_empty() {
-            self.ahead.push_back(bytes);
+            self.ahead.push(bytes);
         }
     }
 
@@ -431,7 +431,7 @@ impl Stream {
         let Some(tracker) = self.tracker.as_ref() else { return self.finish(Reason::Completed) };
         let held = tracker.held_at_eof();
         if !held.is_empty() {
-            self.ahead.push_back(Bytes::from_static(held));
+            self.ahead.push(Bytes::from_static(held));
         }
         if tracker.complete_at_eof() {
             self.finish(self.complete_reason());
@@ -473,13 +473,14 @@ impl Stream {
         // An event begun cannot be taken back; it is ended, so that the error stands alone.
         let closing = tracker.closing();
         if !closing.is_empty() {
-            self.ahead.push_back(Bytes::from_static(closing));
+            self.ahead.push(Bytes::from_static(closing));
         }
         let mut event = shape::error_event(self.family, &failure);
         // The last byte travels alone: an HTTP/2 sink that is asked for more after it knows that
         // flow control has let everything before it pass.
         let last = event.split_off(event.len() - 1);
-        self.ahead.extend([event, last]);
+        self.ahead.push(event);
+        self.ahead.push(last);
         self.last(End::Cut);
     }
 

@@ -5,8 +5,8 @@
 //! heartbeats written, limits checked and the end decided. Three sinks pull them: [`relay`] writes to
 //! an HTTP/1.1 client itself, [`frames`] gives them to h2, [`body`] to hyper. [`control`] ends a
 //! response uncleanly without losing what was written. [`life`] is a request's record, from
-//! admission to its one log line. [`shape`] writes error bodies and events; [`ground`] is what all
-//! streams of a worker share.
+//! admission to its one log line. [`shape`] writes error bodies and events; [`queue`] holds what
+//! waits; [`ground`] is what all streams of a worker share.
 //!
 //! Invariant: what the client receives is what the upstream sent, in order, and heartbeats
 //! between events; or an explicit error and an unclean end.
@@ -18,6 +18,7 @@ pub mod frames;
 pub mod ground;
 pub mod life;
 pub mod meter;
+pub mod queue;
 pub mod relay;
 pub mod shape;
 pub mod source;

@@ -56,13 +56,19 @@ pub struct Relay<Io> {
 /// The way to the client.
 struct Line<Io> {
     io: Io,
-    /// What the connection has not taken.
-    backlog: Vec<u8>,
-    /// How much of `backlog` it has taken since.
-    taken: usize,
+    /// What the connection has not taken, if so.
+    backlog: Option<Box<Backlog>>,
     /// Bytes may be in a buffer below (TLS).
     unflushed: bool,
     broken: bool,
+}
+
+/// Bytes for a client that lags.
+#[derive(Default)]
+struct Backlog {
+    bytes: Vec<u8>,
+    /// How many of them the connection has taken since.
+    taken: usize,
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
@@ -75,7 +81,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         control: Rc<Control>,
         read: Bytes,
     ) -> Relay<Io> {
-        let line = Line { io, backlog: head, taken: 0, unflushed: false, broken: false };
+        let backlog = Some(Box::new(Backlog { bytes: head, taken: 0 }));
+        let line = Line { io, backlog, unflushed: false, broken: false };
         Relay { line, stream, control, pipelined: read.to_vec(), ended: None, fresh: true }
     }
 
@@ -131,7 +138,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
     fn end(&mut self, end: End) {
         self.ended = Some(end);
         match end {
-            End::Clean => self.line.backlog.extend_from_slice(LAST_CHUNK),
+            End::Clean => self.line.keep(&[IoSlice::new(LAST_CHUNK)], 0),
             End::Cut => {
                 self.control.cut();
                 // The cut waits for a flush, whether there was anything left to flush or not.
@@ -160,29 +167,28 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
 
 impl<Io: AsyncWrite + Unpin> Line<Io> {
     fn held(&self) -> usize {
-        self.backlog.len() - self.taken
+        self.backlog.as_ref().map_or(0, |backlog| backlog.bytes.len() - backlog.taken)
     }
 
     fn is_clear(&self) -> bool {
-        self.backlog.is_empty() && !self.unflushed
+        self.backlog.is_none() && !self.unflushed
     }
 
     /// Hands on what waits, as far as it is taken.
     fn push(&mut self, cx: &mut Context<'_>) {
-        while self.held() > 0 {
-            let polled = Pin::new(&mut self.io).poll_write(cx, &self.backlog[self.taken..]);
+        while let Some(backlog) = &mut self.backlog {
+            let polled = Pin::new(&mut self.io).poll_write(cx, &backlog.bytes[backlog.taken..]);
             match polled {
                 Poll::Ready(Ok(taken)) if taken > 0 => {
-                    self.taken += taken;
                     self.unflushed = true;
+                    backlog.taken += taken;
+                    if backlog.taken == backlog.bytes.len() {
+                        self.backlog = None;
+                    }
                 }
                 Poll::Ready(_) => return self.broken = true,
                 Poll::Pending => return,
             }
-        }
-        if !self.backlog.is_empty() {
-            self.backlog = Vec::new();
-            self.taken = 0;
         }
         if self.unflushed {
             match Pin::new(&mut self.io).poll_flush(cx) {
@@ -194,11 +200,12 @@ impl<Io: AsyncWrite + Unpin> Line<Io> {
     }
 
     fn keep(&mut self, pieces: &[IoSlice<'_>], taken: usize) {
+        let backlog = self.backlog.get_or_insert_default();
         let mut skip = taken;
         for piece in pieces {
             let from = skip.min(piece.len());
             skip -= from;
-            self.backlog.extend_from_slice(&piece[from..]);
+            backlog.bytes.extend_from_slice(&piece[from..]);
         }
     }
 }

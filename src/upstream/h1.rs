@@ -100,9 +100,10 @@ pub(super) async fn exchange(
         Framing::Chunked => Rest::Chunked(Decoder::new()),
         Framing::Close => Rest::Close,
     };
+    let ahead = (!ahead.is_empty()).then(|| Box::new(ahead));
     let mut body = Body { exchange, ahead, rest, keep_alive };
     if let Rest::Length(0) = body.rest {
-        body.complete(!body.ahead.is_empty());
+        body.complete(body.ahead.is_some());
     }
     Ok((parts, body))
 }
@@ -198,8 +199,8 @@ fn gone(error: &io::Error) -> Failure {
 /// A response's body as it comes.
 pub(crate) struct Body {
     exchange: Exchange,
-    /// What came with the head.
-    ahead: Bytes,
+    /// What came with the head; boxed, since it is gone after the first look.
+    ahead: Option<Box<Bytes>>,
     rest: Rest,
     keep_alive: bool,
 }
@@ -273,14 +274,13 @@ impl Body {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
-        if !self.ahead.is_empty() {
-            let ahead = self.ahead.split_to(self.ahead.len().min(scratch.len()));
-            scratch[..ahead.len()].copy_from_slice(&ahead);
-            if self.ahead.is_empty() {
-                // An empty rest would keep the whole.
-                self.ahead = Bytes::new();
+        if let Some(ahead) = &mut self.ahead {
+            let first = ahead.split_to(ahead.len().min(scratch.len()));
+            scratch[..first.len()].copy_from_slice(&first);
+            if ahead.is_empty() {
+                self.ahead = None;
             }
-            return Poll::Ready(Ok(ahead.len()));
+            return Poll::Ready(Ok(first.len()));
         }
         let Some(lease) = &mut self.exchange.lease else { return Poll::Ready(Ok(0)) };
         let mut read = ReadBuf::new(scratch);
@@ -295,7 +295,7 @@ impl Body {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= here as u64;
                 if *left == 0 {
-                    self.complete(here < bytes.len() || !self.ahead.is_empty());
+                    self.complete(here < bytes.len() || self.ahead.is_some());
                 }
                 0..here
             }
@@ -304,7 +304,7 @@ impl Body {
                 match used {
                     Err(error) => self.rest = Rest::Malformed(error),
                     Ok(used) if decoder.is_done() => {
-                        self.complete(used < bytes.len() || !self.ahead.is_empty());
+                        self.complete(used < bytes.len() || self.ahead.is_some());
                     }
                     Ok(_) => {}
                 }

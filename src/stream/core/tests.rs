@@ -1,6 +1,7 @@
 //! The core on a clock of the test's own: no socket, no runtime, no waiting.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
