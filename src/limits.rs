@@ -119,6 +119,9 @@ pub const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What small DATA frames of request bodies that nobody has taken yet may cost one client HTTP/2
 /// connection, bytes over their contents; beyond it: GOAWAY. A frame of one byte costs 255.
 pub const CLIENT_FRAMES_BUDGET: usize = 512 * 1024;
+/// Frames handed to one client HTTP/2 connection in a row before it has its turn to write them: h2
+/// keeps some 400 bytes for each of the most that ever waited.
+pub const CLIENT_FRAMES_QUEUED: u32 = 32;
 /// Streams of one client HTTP/2 connection that are remembered after we reset them.
 pub const CLIENT_RESETS_KEPT: usize = 10;
 /// Streams of one client HTTP/2 connection that it may reset before we have looked at them; beyond

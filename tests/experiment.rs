@@ -1,12 +1,12 @@
-//! The two risks the whole design stands on, tried with plain hyper before anything was built on
-//! them, and kept so that an upgrade of hyper, h2 or tokio cannot take them away unnoticed:
+//! The two risks the whole design stands on, tried with plain hyper and h2 before anything was built
+//! on them, and kept so that an upgrade of hyper, h2 or tokio cannot take them away unnoticed:
 //!
 //! 1. hyper's HTTP/1.1 and HTTP/2 servers and clients run `!Send` services and bodies on a
 //!    `LocalRuntime`;
 //! 2. a client that lags behind receives an error event that was written just before an unclean
-//!    end, over HTTP/1.1 and over HTTP/2. The body must never end or fail by itself: it goes
-//!    quiet after the event, and whoever owns the connection (h1) or the stream's task (h2) drops
-//!    it once the event has left.
+//!    end, over HTTP/1.1 and over HTTP/2. With hyper the body must never end or fail by itself: it
+//!    goes quiet after the event, and whoever owns the connection drops it once the event has left.
+//!    With h2 the reset must wait until flow control has let everything go and it has left.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -65,20 +65,21 @@ impl Cut {
 /// Events, then the error event, then silence. Not `Send`.
 struct Failing {
     left: usize,
-    tail: Vec<Bytes>,
+    tail: Option<Bytes>,
     cut: Rc<Cut>,
 }
 
 impl Failing {
     fn new(cut: Rc<Cut>) -> Failing {
-        // The last byte travels alone: on HTTP/2 being asked for more after it means that the
-        // flow-control window has taken everything before it.
-        let (head, last) = ERROR_EVENT.split_at(ERROR_EVENT.len() - 1);
-        Failing {
-            left: EVENTS,
-            tail: vec![Bytes::from_static(last), Bytes::from_static(head)],
-            cut,
+        Failing { left: EVENTS, tail: Some(Bytes::from_static(ERROR_EVENT)), cut }
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.left > 0 {
+            self.left -= 1;
+            return Some(Bytes::from(format!("data: {:0>240}\n\n", self.left)));
         }
+        self.tail.take()
     }
 }
 
@@ -90,12 +91,7 @@ impl Body for Failing {
         mut self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left > 0 {
-            self.left -= 1;
-            let text = format!("data: {:0>240}\n\n", self.left);
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(text)))));
-        }
-        if let Some(piece) = self.tail.pop() {
+        if let Some(piece) = self.next() {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         self.cut.wanted.set(true);
@@ -106,23 +102,26 @@ impl Body for Failing {
     }
 }
 
-/// Runs hyper's h2 tasks on the local runtime; with a `Cut`, drops the task when it is wanted.
+/// Runs hyper's h2 tasks on the local runtime.
 #[derive(Clone)]
-struct LocalExec(Option<Rc<Cut>>);
+struct LocalExec;
 
 impl<F: Future + 'static> Executor<F> for LocalExec {
     fn execute(&self, task: F) {
-        let cut = self.0.clone();
-        tokio::task::spawn_local(async move {
-            let Some(cut) = cut else {
-                task.await;
-                return;
-            };
-            tokio::select! {
-                _ = task => {}
-                () = async { cut.wanted().await; tokio::time::sleep(LINGER).await } => {}
-            }
-        });
+        tokio::task::spawn_local(async move { drop(task.await) });
+    }
+}
+
+/// Gives h2 only what flow control lets go: what it has taken is on its way when all is given.
+async fn send_within_the_window(send: &mut h2::SendStream<Bytes>, mut piece: Bytes) {
+    while !piece.is_empty() {
+        send.reserve_capacity(piece.len());
+        while send.capacity() == 0 {
+            let room = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
+            room.expect("an open stream").expect("an open connection");
+        }
+        let part = piece.split_to(send.capacity().min(piece.len()));
+        send.send_data(part, false).expect("an open stream");
     }
 }
 
@@ -200,7 +199,7 @@ fn hyper_runs_not_send_bodies_and_services_on_a_local_runtime() {
                     hyper::service::service_fn(move |request| echo(polls.clone(), request));
                 let io = TokioIo::new(socket);
                 let end = if h2 {
-                    hyper::server::conn::http2::Builder::new(LocalExec(None))
+                    hyper::server::conn::http2::Builder::new(LocalExec)
                         .serve_connection(io, service)
                         .await
                 } else {
@@ -215,7 +214,7 @@ fn hyper_runs_not_send_bodies_and_services_on_a_local_runtime() {
                 .expect("a request");
             let response = if h2 {
                 let (mut sender, connection) =
-                    hyper::client::conn::http2::handshake(LocalExec(None), TokioIo::new(socket))
+                    hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(socket))
                         .await
                         .expect("an h2 handshake");
                 tokio::task::spawn_local(connection);
@@ -293,16 +292,22 @@ fn a_lagging_h2_client_receives_the_error_event_before_the_reset() {
         let (listener, addr) = bind().await;
         tokio::task::spawn_local(async move {
             let (socket, _) = listener.accept().await.expect("a client");
-            let cut = Rc::new(Cut::default());
-            let body_cut = cut.clone();
-            let service = hyper::service::service_fn(move |_: Request<Incoming>| {
-                let body = Failing::new(body_cut.clone());
-                async move { Ok::<_, Infallible>(Response::new(body)) }
-            });
-            let _ = hyper::server::conn::http2::Builder::new(LocalExec(Some(cut)))
-                .max_send_buf_size(64 * 1024)
-                .serve_connection(TokioIo::new(socket), service)
-                .await;
+            let mut connection = h2::server::Builder::new()
+                .max_send_buffer_size(16 * 1024)
+                .handshake::<_, Bytes>(socket)
+                .await
+                .expect("an h2 handshake");
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                tokio::task::spawn_local(async move {
+                    let mut send = respond.send_response(Response::new(()), false).expect("open");
+                    let mut body = Failing::new(Rc::default());
+                    while let Some(piece) = body.next() {
+                        send_within_the_window(&mut send, piece).await;
+                    }
+                    tokio::time::sleep(LINGER).await;
+                    send.send_reset(h2::Reason::CANCEL);
+                });
+            }
         });
 
         let socket = TcpStream::connect(addr).await.expect("the server");

@@ -122,7 +122,9 @@ async fn proxy(
     let sending: Sending = Box::pin(async move { send(&upstream, outgoing).await });
 
     let exchange = Exchange { gateway, control, route, family, client, bodiless };
-    match exchange.await_head(sending, &upload_state, &life).await {
+    let headed = exchange.await_head(sending, &upload_state, &life).await;
+    upload_state.forget();
+    match headed {
         Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
         Ok(Head::Promised(sending)) => Ok(exchange.promise(sending, life)),
         Err(failure) => {

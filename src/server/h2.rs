@@ -115,7 +115,9 @@ impl Watch {
                 None => return Poll::Ready(()),
             }
         }
-        self.streams.io.unpark();
+        if self.streams.io.unpark() {
+            cx.waker().wake_by_ref();
+        }
         let live = self.streams.live.get() > 0;
         let mut due = match self.closing_since {
             // GOAWAY was sent; a client without streams that does not close is not waited for.
@@ -156,6 +158,8 @@ enum Phase {
         respond: SendResponse<Bytes>,
         /// The request is a HEAD.
         bodiless: bool,
+        /// The place in the line of those who wait for the connection.
+        place: u64,
     },
     /// The head went out.
     Body(Frames),
@@ -172,17 +176,23 @@ impl StreamTask {
         let body = RequestBody::h2(body, &head.headers);
         let request = Request::from_parts(head, body);
         let handling = Box::pin(handle(gateway.clone(), control.clone(), request));
-        let phase = Phase::Head { handling, respond, bodiless };
+        let phase = Phase::Head { handling, respond, bodiless, place: 0 };
         streams.live.set(streams.live.get() + 1);
         tokio::task::spawn_local(StreamTask { phase, control, streams: streams.clone() });
     }
 
     fn step(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        if let Phase::Head { handling, respond, bodiless } = &mut self.phase {
+        if let Phase::Head { handling, respond, bodiless, place } = &mut self.phase {
             if respond.poll_reset(cx).is_ready() {
                 return Poll::Ready(Over::Gone);
             }
+            let io = &self.streams.io;
+            if io.busy() && io.blocked_since().is_none() {
+                io.park(place, cx.waker());
+                return Poll::Pending;
+            }
             let response = ready!(handling.as_mut().poll(cx));
+            io.queued();
             match answer(respond, response, *bodiless) {
                 Some(frames) => self.phase = Phase::Body(frames),
                 None => return Poll::Ready(Over::Sent),
@@ -255,5 +265,18 @@ impl Drop for StreamTask {
         if let Some(connection) = self.streams.connection.borrow_mut().take() {
             connection.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every open stream is one of these, beside its [`Stream`](crate::stream::core::Stream). tokio puts
+    /// some hundred bytes around it and rounds up to whole 128s.
+    #[test]
+    fn a_streams_task_is_small() {
+        let bytes = size_of::<StreamTask>();
+        assert!(bytes <= 144, "{bytes} bytes");
     }
 }

@@ -36,7 +36,7 @@ pub struct Offer {
     control: Rc<Control>,
     keep_alive: bool,
     /// The socket's flushes when it was parked.
-    flushes: u64,
+    flushes: u32,
 }
 
 /// Where a connection's service parks its offer.
@@ -92,7 +92,7 @@ pub fn park(
 
 /// The offer that waits in `slot`, once hyper owes the client nothing.
 pub fn take(slot: &Slot, io: &IoState) -> Option<Offer> {
-    slot.borrow_mut().take_if(|offer| io.flushes() > offer.flushes)
+    slot.borrow_mut().take_if(|offer| io.flushes() != offer.flushes)
 }
 
 /// Starts the relay of `offer` on `io`; hyper had read `read` behind the request.

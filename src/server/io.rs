@@ -280,6 +280,11 @@ impl AsyncWrite for ClientIo {
     }
 
     fn is_write_vectored(&self) -> bool {
+        // h2, which is the one without a guard, then gathers frames of up to 1 KiB into one write; else it
+        // makes a write of every frame of more than 256 bytes, which events usually are.
+        if self.guard.is_none() {
+            return false;
+        }
         match &self.socket {
             Socket::Plain(tcp) => tcp.is_write_vectored(),
             Socket::Tls(tls) => tls.is_write_vectored(),

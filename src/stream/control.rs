@@ -8,7 +8,8 @@
 //!
 //! Invariant: a cut that was asked for happens within `client_stall` and the linger.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -25,15 +26,22 @@ mod tests;
 /// What a client connection's socket is doing; kept by the IO wrapper, read by controls.
 #[derive(Default)]
 pub struct IoState {
-    flushes: Cell<u64>,
+    flushes: Cell<u32>,
     blocked_since: Cell<Option<Tick>>,
     /// When the oldest piece not yet written came from upstream.
     read_at: Cell<Option<Moment>>,
-    /// Streams that wait until the socket takes bytes again.
-    #[allow(clippy::box_collection, reason = "a pointer while nobody is parked: HTTP/1.1, always")]
-    parked: Cell<Option<Box<Vec<Waker>>>>,
-    /// How often the parked ones were woken.
-    rounds: Cell<u32>,
+    /// Frames handed to the connection since its last step.
+    queued: Cell<u32>,
+    /// A pointer while nobody waits: HTTP/1.1 connections have no such line.
+    line: RefCell<Option<Box<Line>>>,
+}
+
+/// Streams that wait until their connection takes frames again.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Waker>,
+    /// How many have been called up so far.
+    served: u64,
 }
 
 impl IoState {
@@ -52,35 +60,56 @@ impl IoState {
 
     /// Everything there was has gone out through the socket.
     pub fn flushed(&self) {
-        self.flushes.set(self.flushes.get() + 1);
+        self.flushes.set(self.flushes.get().wrapping_add(1));
         // TLS takes bytes at once and may have waited with them until now.
         self.blocked_since.set(None);
     }
 
-    /// Has `waker` called when the socket takes bytes again. `parked` is the caller's note of it,
-    /// `None` at first.
-    pub fn park(&self, parked: &mut Option<u32>, waker: &Waker) {
-        if parked.replace(self.rounds.get()) != Some(self.rounds.get()) {
-            let mut all = self.parked.take().unwrap_or_default();
-            all.push(waker.clone());
-            self.parked.set(Some(all));
+    /// A frame was handed to the connection (HTTP/2).
+    pub fn queued(&self) {
+        self.queued.set(self.queued.get() + 1);
+    }
+
+    /// Whether the connection has as many frames to write as it should in one step: it keeps the
+    /// room for the most that it ever had.
+    pub fn busy(&self) -> bool {
+        self.queued.get() >= limits::CLIENT_FRAMES_QUEUED
+    }
+
+    /// Has `waker` called when the connection can take frames again. `place` is the caller's place
+    /// in the line, 0 at first.
+    pub fn park(&self, place: &mut u64, waker: &Waker) {
+        let mut line = self.line.borrow_mut();
+        let line = line.get_or_insert_default();
+        if *place <= line.served {
+            line.waiting.push_back(waker.clone());
+            *place = line.served + line.waiting.len() as u64;
         }
     }
 
-    /// Wakes whoever is parked, if the socket takes bytes: to be called after each step of the
-    /// connection.
-    pub fn unpark(&self) {
+    /// To be called after each step of an HTTP/2 connection: if its socket took everything, calls up
+    /// those who are parked, as many as may go on at once. Whether there are more.
+    pub fn unpark(&self) -> bool {
         if self.blocked_since.get().is_some() {
-            return;
+            return false;
         }
-        if let Some(parked) = self.parked.take() {
-            self.rounds.set(self.rounds.get().wrapping_add(1));
-            parked.into_iter().for_each(Waker::wake);
-        }
+        self.queued.set(0);
+        let mut kept = self.line.borrow_mut();
+        let Some(line) = kept.as_mut().filter(|line| !line.waiting.is_empty()) else {
+            return false;
+        };
+        let called = line.waiting.len().min(limits::CLIENT_FRAMES_QUEUED as usize);
+        line.served += called as u64;
+        let rest = line.waiting.split_off(called);
+        let called = std::mem::replace(&mut line.waiting, rest);
+        let more = !line.waiting.is_empty();
+        drop(kept);
+        called.into_iter().for_each(Waker::wake);
+        more
     }
 
-    /// How often everything was handed to the socket.
-    pub fn flushes(&self) -> u64 {
+    /// How often everything was handed to the socket; it wraps.
+    pub fn flushes(&self) -> u32 {
         self.flushes.get()
     }
 
@@ -102,8 +131,8 @@ impl IoState {
 enum Phase {
     /// Nobody asked.
     Open,
-    /// Asked at this tick; waiting for the socket to have flushed more than so often.
-    Flushing(Tick, u64),
+    /// Asked at this tick, when the socket had flushed so often; waiting for it to do so again.
+    Flushing(Tick, u32),
     /// Flushed; waiting for this tick.
     Lingering(Tick),
 }
@@ -133,7 +162,10 @@ pub struct Control {
     wheel: Wheel,
     /// Made when first needed: most streams never lag.
     timer: OnceCell<Timer>,
-    patience: Patience,
+    /// [`Patience::client_stall`] in milliseconds.
+    stall_ms: u32,
+    /// [`Patience::backlog`].
+    backlog: u32,
     phase: Cell<Phase>,
     /// When bytes for the client last moved, if some still wait.
     waiting_since: Cell<Option<Tick>>,
@@ -159,7 +191,8 @@ impl Control {
             cells,
             wheel: wheel.clone(),
             timer: OnceCell::new(),
-            patience,
+            stall_ms: u32::try_from(patience.client_stall.as_millis()).unwrap_or(u32::MAX),
+            backlog: patience.backlog,
             phase: Cell::new(Phase::Open),
             waiting_since: Cell::new(None),
             given: Cell::new(0),
@@ -212,7 +245,7 @@ impl Control {
 
     /// Bytes that may wait for the client before no more are asked of the source.
     pub fn backlog_max(&self) -> usize {
-        self.patience.backlog as usize
+        self.backlog as usize
     }
 
     /// Asks for the unclean end.
@@ -245,7 +278,11 @@ impl Control {
     /// Whether as much as may be waits for the client: the source is not to be asked for more.
     /// Whoever drives the connection asks again when the socket has taken something.
     pub fn full(&self) -> bool {
-        self.io.blocked_since().is_some() && self.given.get() >= self.patience.backlog
+        self.io.blocked_since().is_some() && self.given.get() >= self.backlog
+    }
+
+    fn stall(&self) -> Duration {
+        Duration::from_millis(self.stall_ms.into())
     }
 
     fn lag_since(&self) -> Option<Tick> {
@@ -262,7 +299,7 @@ impl Control {
         self.account(lag.is_some());
         let mut due = None;
         if let Some(since) = lag {
-            let stalled = since.after(self.patience.client_stall);
+            let stalled = since.after(self.stall());
             if now >= stalled {
                 if self.ended.get().is_none() {
                     self.ended.set(Some(Reason::ClientStalled));
@@ -275,12 +312,12 @@ impl Control {
             match self.phase.get() {
                 Phase::Open => break,
                 Phase::Flushing(since, flushes) => {
-                    if lag.is_none() && self.io.flushes.get() > flushes {
+                    if lag.is_none() && self.io.flushes.get() != flushes {
                         self.phase
                             .set(Phase::Lingering(now.after(limits::CUT_LINGER + limits::TICK)));
                         continue;
                     }
-                    let latest = since.after(self.patience.client_stall);
+                    let latest = since.after(self.stall());
                     if now >= latest {
                         return Poll::Ready(Cut::Reset);
                     }

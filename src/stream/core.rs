@@ -475,12 +475,7 @@ impl Stream {
         if !closing.is_empty() {
             self.ahead.push(Bytes::from_static(closing));
         }
-        let mut event = shape::error_event(self.family, &failure);
-        // The last byte travels alone: an HTTP/2 sink that is asked for more after it knows that
-        // flow control has let everything before it pass.
-        let last = event.split_off(event.len() - 1);
-        self.ahead.push(event);
-        self.ahead.push(last);
+        self.ahead.push(shape::error_event(self.family, &failure));
         self.last(End::Cut);
     }
 

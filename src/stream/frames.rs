@@ -35,7 +35,17 @@ pub struct Frames {
     waiting: Waiting,
     /// Known once the source has no more.
     end: Option<End>,
-    parked: Option<u32>,
+    /// Our place in the line of those who wait for the connection.
+    place: u64,
+}
+
+/// What became of what waited, in one step.
+#[derive(Default)]
+struct Step {
+    /// Some of it went on.
+    moved: bool,
+    /// The rest waits for other streams of the connection, not for the client.
+    in_line: bool,
 }
 
 /// Bytes that h2 has not taken.
@@ -84,13 +94,13 @@ impl Frames {
     /// What `stream` gives.
     pub fn of_stream(send: SendStream<Bytes>, stream: Box<Stream>) -> Frames {
         let waiting = Waiting::default();
-        Frames { send, stream: Some(stream), waiting, end: None, parked: None }
+        Frames { send, stream: Some(stream), waiting, end: None, place: 0 }
     }
 
     /// These bytes, which must not be none.
     pub fn of_bytes(send: SendStream<Bytes>, bytes: Bytes) -> Frames {
         let waiting = Waiting { first: bytes, more: BytesMut::new() };
-        Frames { send, stream: None, waiting, end: Some(End::Clean), parked: None }
+        Frames { send, stream: None, waiting, end: Some(End::Clean), place: 0 }
     }
 
     /// Breaks the stream off.
@@ -103,9 +113,9 @@ impl Frames {
         if self.send.poll_reset(cx).is_ready() {
             return Poll::Ready(Over::Gone);
         }
-        let mut moved = false;
+        let mut step = Step::default();
         loop {
-            if let Poll::Ready(over) = self.push(cx, control, &mut moved) {
+            if let Poll::Ready(over) = self.push(cx, control, &mut step) {
                 return Poll::Ready(over);
             }
             let Some(stream) = self.stream.as_mut().filter(|_| self.end.is_none()) else { break };
@@ -118,7 +128,9 @@ impl Frames {
                 Poll::Pending => break,
             }
         }
-        control.waits(self.waiting.len(), moved);
+        if step.moved || !step.in_line {
+            control.waits(self.waiting.len(), step.moved);
+        }
         if self.end == Some(End::Cut) && self.waiting.len() == 0 {
             control.cut();
         }
@@ -126,15 +138,21 @@ impl Frames {
     }
 
     /// Gives h2 what waits, as far as it may go now.
-    fn push(&mut self, cx: &mut Context<'_>, control: &Control, moved: &mut bool) -> Poll<Over> {
+    fn push(&mut self, cx: &mut Context<'_>, control: &Control, step: &mut Step) -> Poll<Over> {
         loop {
             let ends = self.end == Some(End::Clean);
-            if self.waiting.len() == 0 {
-                return if ends { self.send(Bytes::new(), true) } else { Poll::Pending };
-            }
-            if control.io().blocked_since().is_some() {
-                control.io().park(&mut self.parked, cx.waker());
+            if self.waiting.len() == 0 && !ends {
                 return Poll::Pending;
+            }
+            let io = control.io();
+            let blocked = io.blocked_since().is_some();
+            if blocked || io.busy() {
+                io.park(&mut self.place, cx.waker());
+                step.in_line = !blocked;
+                return Poll::Pending;
+            }
+            if self.waiting.len() == 0 {
+                return self.send(control, Bytes::new(), true);
             }
             let wanted = self.waiting.first.len().min(limits::PIECE);
             self.send.reserve_capacity(wanted);
@@ -147,15 +165,16 @@ impl Frames {
                 };
             }
             let piece = self.waiting.take(room.min(wanted));
-            *moved = true;
+            step.moved = true;
             let last = ends && self.waiting.len() == 0;
-            if let Poll::Ready(over) = self.send(piece, last) {
+            if let Poll::Ready(over) = self.send(control, piece, last) {
                 return Poll::Ready(over);
             }
         }
     }
 
-    fn send(&mut self, piece: Bytes, last: bool) -> Poll<Over> {
+    fn send(&mut self, control: &Control, piece: Bytes, last: bool) -> Poll<Over> {
+        control.io().queued();
         match self.send.send_data(piece, last) {
             Ok(()) if last => Poll::Ready(Over::Sent),
             Ok(()) => Poll::Pending,

@@ -112,7 +112,8 @@ pub struct UploadState {
     moved: Cell<Tick>,
     received: Cell<bool>,
     bytes: Cell<u64>,
-    scanner: RefCell<Scanner>,
+    /// `None` once nobody will ask any more what it found.
+    scanner: RefCell<Option<Box<Scanner>>>,
 }
 
 /// Why a body could not be read to its end.
@@ -157,9 +158,15 @@ impl UploadState {
         self.bytes.get()
     }
 
-    /// Looks at what the key scanner has found so far.
-    pub fn found<T>(&self, look: impl FnOnce(&Found) -> T) -> T {
-        look(self.scanner.borrow().found())
+    /// Looks at what the key scanner has found so far; at nothing after
+    /// [`forget`](UploadState::forget).
+    pub fn found<T: Default>(&self, look: impl FnOnce(&Found) -> T) -> T {
+        self.scanner.borrow().as_ref().map(|scanner| look(scanner.found())).unwrap_or_default()
+    }
+
+    /// Lets go of what was found: a stream would hold it to its end.
+    pub fn forget(&self) {
+        self.scanner.take();
     }
 }
 
@@ -174,7 +181,10 @@ impl Upload {
             ahead: VecDeque::new(),
             rest: (!body.is_over()).then_some(body),
             left,
-            state: Rc::default(),
+            state: Rc::new(UploadState {
+                scanner: RefCell::new(Some(Box::default())),
+                ..UploadState::default()
+            }),
             wheel: wheel.clone(),
             timer: wheel.timer(),
         };
@@ -221,7 +231,9 @@ impl Upload {
         match rest.poll_data(cx) {
             Poll::Ready(Some(Ok(bytes))) => {
                 self.state.bytes.set(self.state.bytes.get() + bytes.len() as u64);
-                self.state.scanner.borrow_mut().feed(&bytes);
+                if let Some(scanner) = self.state.scanner.borrow_mut().as_mut() {
+                    scanner.feed(&bytes);
+                }
                 self.timer.clear();
                 Poll::Ready(Some(Ok(bytes)))
             }

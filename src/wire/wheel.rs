@@ -252,6 +252,10 @@ impl Inner {
         let (next, prev) = (NIL, NIL);
         let entry =
             Entry { waker: None, due: 0, slot_tick: UNFILED, next, prev, state: State::Clear };
+        if self.entries.len() == self.entries.capacity() {
+            // By a quarter, not by half: streams share what is spare.
+            self.entries.reserve_exact((self.entries.len() / 4).max(64));
+        }
         self.entries.push(entry);
         key
     }

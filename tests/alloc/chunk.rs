@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -12,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body::Body;
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -21,19 +19,21 @@ use tidegate::clock::Clock;
 use tidegate::config::{self, Family, HeartbeatStyle};
 use tidegate::permit::Permits;
 use tidegate::sim::{Behaviour, Options, Sim};
-use tidegate::stream::body::ClientBody;
 use tidegate::stream::control::{Control, IoState, Patience};
-use tidegate::stream::core::{Ground, Rules, Stream};
+use tidegate::stream::core::Stream;
+use tidegate::stream::ground::{Ground, Rules, Scratch};
 use tidegate::stream::life::{Birth, Life, Live, Place};
+use tidegate::stream::relay::{Relay, Verdict};
 use tidegate::stream::source::Source;
 use tidegate::telemetry::{Cells, Shape};
 use tidegate::upstream::Upstream;
 use tidegate::upstream::send::{Outgoing, send};
 use tidegate::upstream::tls::client_config;
-use tidegate::upstream::upload::Upload;
+use tidegate::upstream::upload::{RequestBody, Upload};
 use tidegate::wire::sse::Tracker;
 use tidegate::wire::wheel::{Tick, Wheel};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::stage::client::STREAM;
@@ -111,14 +111,14 @@ async fn upload(wheel: &Wheel) -> Upload {
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
     tokio::select! {
         _ = serving => panic!("it is never answered"),
-        upload = async { Upload::prefetch(told.await.expect("a body"), wheel).await } => {
+        upload = async { Upload::prefetch(RequestBody::H1(told.await.expect("a body")), wheel).await } => {
             upload.unwrap_or_else(|fault| panic!("{fault:?}"))
         }
     }
 }
 
 /// A stream of events from `simulator`, as the gateway makes it for a client.
-async fn stream(simulator: SocketAddr) -> ClientBody {
+async fn stream(simulator: SocketAddr) -> (Stream, Rc<Control>) {
     let (clock, wheel, cells) = (Clock::System, Wheel::new(), cells());
     let text = format!("[[upstream]]\nurls = [\"http://{simulator}\"]\nhttp = 1\n");
     let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
@@ -136,10 +136,16 @@ async fn stream(simulator: SocketAddr) -> ClientBody {
     let answer = send(&upstream, outgoing).await.unwrap_or_else(|f| panic!("{f:?}"));
     let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
     let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
+    let ground = Rc::new(Ground {
+        clock,
+        wheel,
+        cells,
+        live: Live::default(),
+        cutting: Rc::default(),
+        scratch: Scratch::default(),
+    });
     let life = Life::begin(Birth {
-        live: Rc::<Live>::default(),
-        cells: cells.clone(),
-        clock: clock.clone(),
+        ground: ground.clone(),
         permit: Permits::new(1).take().expect("one place"),
         place: Rc::new(Place {
             route: "r".into(),
@@ -148,7 +154,7 @@ async fn stream(simulator: SocketAddr) -> ClientBody {
             upstream_index: 0,
         }),
         id: "id".into(),
-        trace_id: "trace".into(),
+        trace_id: Some(1),
         control: control.clone(),
     });
     let second = Duration::from_secs(1);
@@ -160,43 +166,51 @@ async fn stream(simulator: SocketAddr) -> ClientBody {
         total: 600 * second,
         max_event: 1 << 20,
     });
-    let ground = Rc::new(Ground { clock, wheel, cells, cutting: Rc::default() });
     let source = Source::Body(answer.body);
     let stream = Stream::events(ground, rules, Family::OpenAi, source, control.clone(), life);
-    ClientBody::stream(stream, control)
+    (stream, control)
 }
 
-/// The core with its sink, fed by a real connection. Only what happens while it is asked for more
-/// is counted: the connection is read in a task of hyper's own.
+/// Everything between an upstream's socket and a client's, both real: reading, unframing, tracking,
+/// counting, framing, writing.
 #[test]
-fn the_core_and_its_sink_allocate_nothing_once_they_have_begun() {
+fn a_relayed_chunk_allocates_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
         .expect("a runtime");
     runtime.block_on(async {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let defaults = Behaviour { count: EVENTS, size: 200, ..Behaviour::default() };
+        let interval = Duration::from_micros(200);
+        let defaults = Behaviour { count: EVENTS, size: 200, interval, ..Behaviour::default() };
         let options = Options { defaults, ..Options::default() };
         let sim = Sim::start(any, options).await.expect("the simulated upstream");
-        let mut body = soon(stream(sim.addr())).await;
-        let (mut polls, mut chunks, mut text) = (Vec::new(), 0, Vec::new());
-        let mut next = async || {
-            std::future::poll_fn(|cx| {
-                let (polled, counts) = alloc::during(|| Pin::new(&mut body).poll_frame(cx));
-                polls.push(counts.allocations);
-                polled
-            })
-            .await
-        };
-        while let Some(Ok(frame)) = soon(next()).await {
-            text.extend_from_slice(&frame.into_data().expect("no trailers"));
-            chunks += 1;
-        }
-        assert!(text.ends_with(b"data: [DONE]\n\n"), "the stream came whole");
-        assert!(chunks >= EVENTS, "{chunks} chunks");
-        // The first poll makes room for a chunk, which is kept.
-        assert!(polls[0] <= 1, "{} allocations to begin", polls[0]);
-        assert_eq!(polls[1..].iter().sum::<u64>(), 0, "over {chunks} chunks");
+        let (stream, control) = soon(stream(sim.addr())).await;
+        let listener = tokio::net::TcpListener::bind(any).await.expect("a port");
+        let dialled = TcpStream::connect(listener.local_addr().expect("an address"));
+        let (client, accepted) = tokio::join!(dialled, listener.accept());
+        let (mut client, (socket, _)) = (client.expect("connected"), accepted.expect("connected"));
+        let mut relay = Relay::new(socket, b"head\r\n\r\n".to_vec(), stream, control, Bytes::new());
+        let reading = tokio::task::spawn_local(async move {
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.expect("text");
+            text
+        });
+        let mut polls = Vec::new();
+        let verdict = soon(std::future::poll_fn(|cx| {
+            let (polled, counts) = alloc::during(|| relay.poll(cx));
+            polls.push(counts.allocations);
+            polled
+        }));
+        assert_eq!(verdict.await, Verdict::Complete);
+        drop(relay);
+        let text = soon(reading).await.expect("no panic");
+        assert!(text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "the stream came whole");
+        let events = u32::try_from(text.matches("data: ").count()).expect("not so many");
+        assert_eq!(events, EVENTS + 1, "events and the end mark");
+        assert!(polls.len() > 10, "the stream came in {} turns", polls.len());
+        // The first turns send the head, and the last ends: it gives the connection back.
+        let relayed: u64 = polls[2..polls.len() - 1].iter().sum();
+        assert_eq!(relayed, 0, "over {} turns: {polls:?}", polls.len());
     });
 }

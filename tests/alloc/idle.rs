@@ -21,7 +21,7 @@ const FEW: usize = 200;
 const MANY: usize = 1200;
 /// What an idle stream may retain, bytes, as long as hyper's buffers stay with it: four of 8 to
 /// 16 KiB, and its tasks.
-const BYTES_MAX: i64 = 80 * 1024;
+const BYTES_MAX: i64 = 1600;
 /// Less would mean that the wrong process was counted.
 const BYTES_MIN: i64 = 256;
 /// What may be left of a stream that has ended, bytes: its places in tables that do not shrink.

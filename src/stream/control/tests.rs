@@ -118,3 +118,77 @@ fn a_cut_towards_a_client_that_lags_happens_at_client_stall_at_the_latest() {
     bench.pass(STALL / 2);
     assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
 }
+
+#[test]
+fn what_waits_is_a_stall_unless_some_of_it_moves() {
+    let bench = Bench::new();
+    bench.control().waits(700, false);
+    assert!(bench.poll().is_pending());
+    assert_eq!((bench.cells.stalled_streams.get(), bench.cells.backlog_bytes.get()), (1, 700));
+    bench.pass(STALL - limits::TICK);
+    bench.control().waits(800, false);
+    assert!(bench.poll().is_pending(), "more waits, which is no progress, but it is not yet time");
+    bench.control().waits(600, true);
+    bench.pass(STALL - limits::TICK);
+    assert!(bench.poll().is_pending(), "some went on");
+    assert_eq!(bench.cells.backlog_bytes.get(), 600);
+    bench.control().waits(0, true);
+    bench.pass(STALL);
+    assert!(bench.poll().is_pending(), "nothing waits");
+    assert_eq!((bench.cells.stalled_streams.get(), bench.cells.backlog_bytes.get()), (0, 0));
+    bench.control().waits(1, false);
+    bench.pass(STALL);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
+    assert_eq!(bench.control().ended(), Some(Reason::ClientStalled));
+}
+
+#[test]
+fn a_flush_ends_a_block_for_tls_takes_bytes_before_the_socket_does() {
+    let bench = Bench::new();
+    bench.io.blocked(bench.wheel.now());
+    assert!(bench.poll().is_pending());
+    assert!(bench.control().lagging());
+    bench.io.flushed();
+    bench.pass(STALL);
+    assert!(bench.poll().is_pending());
+    assert!(!bench.control().lagging());
+}
+
+#[test]
+fn who_waits_for_the_socket_is_woken_once_when_it_takes_bytes_again() {
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicU32);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Woken>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let bench = Bench::new();
+    let woken = Arc::new(Woken::default());
+    let times = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+    let waker = Waker::from(woken.clone());
+    let mut place = 0;
+    for round in 1..=3 {
+        bench.io.blocked(bench.wheel.now());
+        bench.io.park(&mut place, &waker);
+        bench.io.park(&mut place, &waker);
+        assert!(!bench.io.unpark());
+        assert_eq!(times(), round - 1, "still blocked");
+        bench.io.wrote(&Clock::System);
+        assert!(!bench.io.unpark() && !bench.io.unpark());
+        assert_eq!(times(), round);
+    }
+    // In their order, and no more than may go on at once.
+    let most = limits::CLIENT_FRAMES_QUEUED;
+    (0..most).for_each(|_| bench.io.queued());
+    assert!(bench.io.busy());
+    let mut places = vec![0; most as usize + 1];
+    places.iter_mut().for_each(|place| bench.io.park(place, &waker));
+    assert!(bench.io.unpark(), "one is left");
+    assert!(!bench.io.busy());
+    assert_eq!(times(), 3 + most);
+    places.iter_mut().rev().for_each(|place| bench.io.park(place, &waker));
+    assert!(bench.io.unpark(), "the same one was the first, and stood in line but once");
+    assert!(!bench.io.unpark());
+    assert_eq!(times(), 3 + most + most + 1);
+}

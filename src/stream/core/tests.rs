@@ -351,3 +351,36 @@ fn other_responses_pass_without_additions_and_end_uncleanly_without_words() {
     assert_eq!(bench.fill(), (String::new(), Some(End::Cut)));
     assert_eq!(bench.settle(), [Reason::UpstreamTruncated]);
 }
+
+#[test]
+fn a_panic_ends_its_own_stream_uncleanly_and_is_counted() {
+    struct Breaks;
+    impl Out for Breaks {
+        fn put(&mut self, _: &[u8]) {
+            panic!("a test wants it");
+        }
+    }
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    bench.says(EVENT);
+    let mut cx = Context::from_waker(Waker::noop());
+    let stream = bench.stream.as_mut().expect("not dropped");
+    let fill = stream.poll_fill_guarded(&mut cx, &mut Breaks);
+    assert_eq!(fill, Poll::Ready(Fill::End(End::Cut)));
+    assert_eq!(bench.fill(), (String::new(), Some(End::Cut)), "and nothing more comes of it");
+    assert_eq!(bench.settle(), [Reason::Internal]);
+}
+
+#[test]
+fn the_clean_end_is_known_with_the_last_byte_where_the_source_knows_it() {
+    let mut bench = Bench::new(None);
+    bench.says(b"all of it");
+    bench.ends();
+    let over = |bench: &Bench| bench.stream.as_ref().expect("not dropped").over();
+    assert!(!over(&bench));
+    assert_eq!(bench.fill(), ("all of it".into(), Some(End::Clean)));
+    assert!(over(&bench));
+    let mut bench = Bench::new(None);
+    bench.fails(Kind::Truncated);
+    assert_eq!(bench.fill().1, Some(End::Cut));
+    assert!(!over(&bench), "an unclean end is none");
+}
