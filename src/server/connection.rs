@@ -22,7 +22,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An open connection's part in what is counted, for as long as it lives.
 pub struct Seat {
     cells: Arc<Cells>,
-    listener: usize,
+    listener: u16,
     proto: Proto,
     _place: Permit,
 }
@@ -32,13 +32,14 @@ impl Seat {
         let counted = cells.connections(listener, proto);
         counted.total.inc();
         counted.live.add(1);
+        let listener = u16::try_from(listener).expect("listeners are bounded by ports");
         Seat { cells: cells.clone(), listener, proto, _place: place }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.cells.connections(self.listener, self.proto).live.sub(1);
+        self.cells.connections(self.listener.into(), self.proto).live.sub(1);
     }
 }
 

@@ -76,11 +76,11 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
             let request = request.map(RequestBody::H1);
             async move {
                 let no_relay = gateway.no_relay;
-                let response = handle(gateway, control.clone(), request).await;
+                let response = handle(gateway, control, request).await;
                 if no_relay {
                     return Ok(response);
                 }
-                match handoff::park(&slot, asked, &state, &control, response) {
+                match handoff::park(&slot, asked, &state, response) {
                     Ok(()) => std::future::pending().await,
                     Err(response) => Ok::<_, Infallible>(*response),
                 }

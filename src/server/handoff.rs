@@ -24,7 +24,7 @@ use crate::server::h1;
 use crate::server::io::ClientIo;
 use crate::server::worker::Floor;
 use crate::stream::body::{ClientBody, StreamBody};
-use crate::stream::control::{Control, Cut, IoState};
+use crate::stream::control::{Cut, IoState};
 use crate::stream::relay::{Relay, Verdict};
 use crate::telemetry::cells::Path;
 use crate::wire::head;
@@ -33,7 +33,6 @@ use crate::wire::head;
 pub struct Offer {
     head: Response<()>,
     body: StreamBody,
-    control: Rc<Control>,
     keep_alive: bool,
     /// The socket's flushes when it was parked.
     flushes: u32,
@@ -64,7 +63,6 @@ pub fn park(
     slot: &Slot,
     asked: Asked,
     io: &IoState,
-    control: &Rc<Control>,
     response: Response<ClientBody>,
 ) -> Result<(), Box<Response<ClientBody>>> {
     let (head, body) = response.into_parts();
@@ -85,8 +83,7 @@ pub fn park(
     }
     let keep_alive = asked.keep_alive && head::keeps_alive(&head.headers);
     let head = Response::from_parts(head, ());
-    let (control, flushes) = (control.clone(), io.flushes());
-    *slot.borrow_mut() = Some(Offer { head, body, control, keep_alive, flushes });
+    *slot.borrow_mut() = Some(Offer { head, body, keep_alive, flushes: io.flushes() });
     Ok(())
 }
 
@@ -97,7 +94,7 @@ pub fn take(slot: &Slot, io: &IoState) -> Option<Offer> {
 
 /// Starts the relay of `offer` on `io`; hyper had read `read` behind the request.
 pub fn start(offer: Offer, io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floor>) {
-    let Offer { head, body, control, keep_alive, .. } = offer;
+    let Offer { head, body, keep_alive, .. } = offer;
     let keep_alive = keep_alive && !floor.gateway.draining.get();
     let (mut parts, ()) = head.into_parts();
     parts.headers.remove(header::CONNECTION);
@@ -106,7 +103,7 @@ pub fn start(offer: Offer, io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floo
     }
     let head = head::chunked_head(parts.status, &parts.headers, keep_alive);
     drop(parts);
-    let relay = Relay::new(io, head, *body.into_stream(), control, read);
+    let relay = Relay::new(io, head, *body.into_stream(), &read);
     tokio::task::spawn_local(Streaming {
         relay: Some(relay),
         keep_alive,
@@ -164,6 +161,6 @@ mod tests {
     #[test]
     fn a_streaming_task_is_small() {
         let bytes = size_of::<Streaming>();
-        assert!(bytes <= 640, "{bytes} bytes");
+        assert!(bytes <= 544, "{bytes} bytes");
     }
 }

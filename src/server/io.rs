@@ -60,13 +60,24 @@ impl Inbound {
     }
 }
 
+/// Bytes to be read before those of the socket; never none.
+struct Ahead {
+    bytes: Vec<u8>,
+    /// They have passed the guard.
+    inspected: bool,
+}
+
+impl Ahead {
+    fn of(bytes: Vec<u8>, inspected: bool) -> Option<Box<Ahead>> {
+        (!bytes.is_empty()).then(|| Box::new(Ahead { bytes, inspected }))
+    }
+}
+
 /// See the module.
 pub struct ClientIo {
     socket: Socket,
     /// Read already: to tell HTTP/2 from HTTP/1.1, or behind a request whose response is over.
-    ahead: Vec<u8>,
-    /// `ahead` has passed the guard.
-    ahead_inspected: bool,
+    ahead: Option<Box<Ahead>>,
     guard: Option<Guard>,
     inbound: Rc<Inbound>,
     state: Rc<IoState>,
@@ -78,8 +89,7 @@ impl ClientIo {
     pub fn new(socket: Socket, ahead: Vec<u8>, guarded: bool, ground: &Rc<Ground>) -> ClientIo {
         ClientIo {
             socket,
-            ahead,
-            ahead_inspected: false,
+            ahead: Ahead::of(ahead, false),
             guard: guarded.then(|| Guard::new(limits::CLIENT_HEAD_BYTES)),
             inbound: Rc::default(),
             state: Rc::default(),
@@ -89,9 +99,8 @@ impl ClientIo {
 
     /// The connection between two requests, `read` having been read from it.
     pub fn resume(mut self, read: Vec<u8>) -> ClientIo {
-        debug_assert!(self.ahead.is_empty(), "hyper reads what is ahead before it reads on");
-        self.ahead = read;
-        self.ahead_inspected = true;
+        debug_assert!(self.ahead.is_none(), "hyper reads what is ahead before it reads on");
+        self.ahead = Ahead::of(read, true);
         self
     }
 
@@ -191,32 +200,33 @@ impl AsyncRead for ClientIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if let (Some(fault), true) = (me.inbound.fault(), me.ahead.is_empty()) {
+        if let (Some(fault), true) = (me.inbound.fault(), me.ahead.is_none()) {
             return held_back(fault);
         }
         let passed = buf.filled().len();
-        if me.ahead.is_empty() {
+        if let Some(ahead) = &mut me.ahead {
+            let taken = ahead.bytes.len().min(buf.remaining());
+            buf.put_slice(&ahead.bytes[..taken]);
+            ahead.bytes.drain(..taken);
+            let (inspected, over) = (ahead.inspected, ahead.bytes.is_empty());
+            if over {
+                me.ahead = None;
+            }
+            if inspected {
+                return Poll::Ready(Ok(()));
+            }
+            // The rest of the head is usually here as well: in one piece it fits hyper's first
+            // buffer. If there is nothing, or an end, the next read will tell.
+            if let (true, Socket::Plain(tcp)) = (over, &mut me.socket) {
+                let _ = Pin::new(tcp).poll_read(cx, buf);
+            }
+        } else {
             ready!(match &mut me.socket {
                 Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
                 Socket::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             })?;
             if buf.filled().len() == passed {
                 return Poll::Ready(Ok(()));
-            }
-        } else {
-            let taken = me.ahead.len().min(buf.remaining());
-            buf.put_slice(&me.ahead[..taken]);
-            me.ahead.drain(..taken);
-            if me.ahead.is_empty() {
-                me.ahead = Vec::new();
-            }
-            if me.ahead_inspected {
-                return Poll::Ready(Ok(()));
-            }
-            // The rest of the head is usually here as well: in one piece it fits hyper's first
-            // buffer. If there is nothing, or an end, the next read will tell.
-            if let (true, Socket::Plain(tcp)) = (me.ahead.is_empty(), &mut me.socket) {
-                let _ = Pin::new(tcp).poll_read(cx, buf);
             }
         }
         me.inspect(buf, passed);

@@ -150,6 +150,11 @@ impl Stream {
         &mut self.life
     }
 
+    /// Its line to the owner of the client's connection.
+    pub fn control(&self) -> &Rc<Control> {
+        &self.control
+    }
+
     /// Whether it is a stream of events, and followed as one.
     pub fn is_events(&self) -> bool {
         self.tracker.is_some()

@@ -92,7 +92,8 @@ pub struct Birth {
 pub struct Life {
     row: Rc<Row>,
     ground: Rc<Ground>,
-    trace_id: Option<u128>,
+    /// All zeros: none. Bytes, since a `u128` is aligned to 16.
+    trace_id: [u8; 16],
     upstream_request_id: Option<Box<str>>,
     key: u32,
     status: u16,
@@ -124,7 +125,7 @@ impl Life {
         Life {
             row,
             ground,
-            trace_id,
+            trace_id: trace_id.unwrap_or(0).to_be_bytes(),
             upstream_request_id: None,
             key: u32::try_from(key).expect("permits keep streams far below 2^32"),
             status: 499,
@@ -211,8 +212,7 @@ impl Life {
 
     /// `bytes` bytes went to the client.
     pub fn gave(&mut self, bytes: usize) {
-        self.meter.bytes += bytes as u64;
-        self.row.bytes.set(self.meter.bytes);
+        self.row.bytes.set(self.row.bytes.get() + bytes as u64);
         self.ground.cells.bytes(Direction::Out, Side::Client).add(bytes as u64);
     }
 }
@@ -245,7 +245,8 @@ impl Drop for Life {
         if let Some(upload) = &self.upload {
             self.count_upload(upload);
         }
-        let trace_id = self.trace_id.map(|id| format!("{id:032x}"));
+        let trace_id = u128::from_be_bytes(self.trace_id);
+        let trace_id = (trace_id != 0).then(|| format!("{trace_id:032x}"));
         log::stream_end(&StreamEnd {
             id: &self.row.id,
             upstream_request_id: self.upstream_request_id.as_deref(),
@@ -257,7 +258,7 @@ impl Drop for Life {
             ttfb: self.meter.first().map(|first| first.since(self.row.started)),
             duration,
             events: self.meter.events,
-            bytes: self.meter.bytes,
+            bytes: self.row.bytes.get(),
             max_gap: self.meter.max_gap(),
             attempt: 1,
         });

@@ -14,11 +14,9 @@ pub struct Meter {
     intervals: u32,
     mean: f32,
     spread: f32,
-    max_gap: Duration,
+    max_gap_ns: u64,
     /// Data events so far.
     pub events: u64,
-    /// Bytes given to the client so far, heartbeats included.
-    pub bytes: u64,
 }
 
 impl Meter {
@@ -36,7 +34,8 @@ impl Meter {
         };
         let gap = now.since(self.last);
         self.last = now;
-        self.max_gap = self.max_gap.max(gap);
+        let gap_ns = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
+        self.max_gap_ns = self.max_gap_ns.max(gap_ns);
         self.intervals = self.intervals.saturating_add(1);
         let seconds = gap.as_secs_f32();
         let off = seconds - self.mean;
@@ -52,7 +51,7 @@ impl Meter {
 
     /// The longest time between two arrivals; `None` before the second.
     pub fn max_gap(&self) -> Option<Duration> {
-        (self.intervals > 0).then_some(self.max_gap)
+        (self.intervals > 0).then_some(Duration::from_nanos(self.max_gap_ns))
     }
 
     /// Standard deviation of the intervals; `None` before there are two.

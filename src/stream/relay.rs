@@ -6,19 +6,17 @@
 //! client's backlog.
 //!
 //! Invariant: after the head, the client gets whole chunks of the stream, in order, and the last
-//! chunk only at a clean end. An unclean end is asked of the [`Control`], as with every sink.
+//! chunk only at a clean end. An unclean end is asked of the [`Control`](crate::stream::control::Control), as with every sink.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::limits;
-use crate::stream::control::{Control, Cut};
+use crate::stream::control::Cut;
 use crate::stream::core::{End, Fill, Out, Stream};
 
 #[cfg(test)]
@@ -45,9 +43,9 @@ pub enum Verdict {
 pub struct Relay<Io> {
     line: Line<Io>,
     stream: Stream,
-    control: Rc<Control>,
-    /// What the client sent meanwhile: the beginning of its next requests.
-    pipelined: Vec<u8>,
+    /// What the client sent meanwhile, if it did: the beginning of its next requests.
+    #[allow(clippy::box_collection, reason = "a pointer for the many that send nothing")]
+    pipelined: Option<Box<Vec<u8>>>,
     ended: Option<End>,
     /// Nothing was written yet: the head waits for the first event to go with it.
     fresh: bool,
@@ -74,21 +72,16 @@ struct Backlog {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
     /// Begins with `head`, the response's head in wire form; `read` is what was read behind the
     /// request.
-    pub fn new(
-        io: Io,
-        head: Vec<u8>,
-        stream: Stream,
-        control: Rc<Control>,
-        read: Bytes,
-    ) -> Relay<Io> {
+    pub fn new(io: Io, head: Vec<u8>, stream: Stream, read: &[u8]) -> Relay<Io> {
         let backlog = Some(Box::new(Backlog { bytes: head, taken: 0 }));
         let line = Line { io, backlog, unflushed: false, broken: false };
-        Relay { line, stream, control, pipelined: read.to_vec(), ended: None, fresh: true }
+        let pipelined = (!read.is_empty()).then(|| Box::new(read.to_vec()));
+        Relay { line, stream, pipelined, ended: None, fresh: true }
     }
 
     /// The connection, and what the client sent behind its request.
     pub fn into_parts(self) -> (Io, Vec<u8>) {
-        (self.line.io, self.pipelined)
+        (self.line.io, self.pipelined.map(|read| *read).unwrap_or_default())
     }
 
     /// Drives the response until it is over.
@@ -110,8 +103,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if self.ended == Some(End::Clean) && self.line.is_clear() {
             return Poll::Ready(Verdict::Complete);
         }
-        self.control.waits(self.line.held(), true);
-        self.control.poll_cut(cx).map(Verdict::Cut)
+        let control = self.stream.control();
+        control.waits(self.line.held(), true);
+        control.poll_cut(cx).map(Verdict::Cut)
     }
 
     /// Whether there may be more to do at once.
@@ -119,7 +113,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if !self.fresh {
             self.line.push(cx);
         }
-        let full = self.line.held() >= self.control.backlog_max();
+        let full = self.line.held() >= self.stream.control().backlog_max();
         if self.ended.is_some() || self.line.broken || full {
             return false;
         }
@@ -140,7 +134,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         match end {
             End::Clean => self.line.keep(&[IoSlice::new(LAST_CHUNK)], 0),
             End::Cut => {
-                self.control.cut();
+                self.stream.control().cut();
                 // The cut waits for a flush, whether there was anything left to flush or not.
                 self.line.unflushed = true;
             }
@@ -149,13 +143,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
 
     /// Reads what the client sends, to know whether it is still there.
     fn client_left(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.pipelined.len() < limits::PIPELINED {
+        while self.pipelined.as_ref().map_or(0, |read| read.len()) < limits::PIPELINED {
             let mut piece = [MaybeUninit::uninit(); 1024];
             let mut piece = ReadBuf::uninit(&mut piece);
             match Pin::new(&mut self.line.io).poll_read(cx, &mut piece) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(())) if !piece.filled().is_empty() => {
-                    self.pipelined.extend_from_slice(piece.filled());
+                    let read = self.pipelined.get_or_insert_default();
+                    read.extend_from_slice(piece.filled());
                 }
                 // Half closed counts as gone: whoever has no more to say to an HTTP server has left.
                 Poll::Ready(_) => return true,

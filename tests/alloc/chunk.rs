@@ -118,7 +118,7 @@ async fn upload(wheel: &Wheel) -> Upload {
 }
 
 /// A stream of events from `simulator`, as the gateway makes it for a client.
-async fn stream(simulator: SocketAddr) -> (Stream, Rc<Control>) {
+async fn stream(simulator: SocketAddr) -> Stream {
     let (clock, wheel, cells) = (Clock::System, Wheel::new(), cells());
     let text = format!("[[upstream]]\nurls = [\"http://{simulator}\"]\nhttp = 1\n");
     let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
@@ -167,8 +167,7 @@ async fn stream(simulator: SocketAddr) -> (Stream, Rc<Control>) {
         max_event: 1 << 20,
     });
     let source = Source::Body(answer.body);
-    let stream = Stream::events(ground, rules, Family::OpenAi, source, control.clone(), life);
-    (stream, control)
+    Stream::events(ground, rules, Family::OpenAi, source, control, life)
 }
 
 /// Everything between an upstream's socket and a client's, both real: reading, unframing, tracking,
@@ -185,12 +184,12 @@ fn a_relayed_chunk_allocates_nothing() {
         let defaults = Behaviour { count: EVENTS, size: 200, interval, ..Behaviour::default() };
         let options = Options { defaults, ..Options::default() };
         let sim = Sim::start(any, options).await.expect("the simulated upstream");
-        let (stream, control) = soon(stream(sim.addr())).await;
+        let stream = soon(stream(sim.addr())).await;
         let listener = tokio::net::TcpListener::bind(any).await.expect("a port");
         let dialled = TcpStream::connect(listener.local_addr().expect("an address"));
         let (client, accepted) = tokio::join!(dialled, listener.accept());
         let (mut client, (socket, _)) = (client.expect("connected"), accepted.expect("connected"));
-        let mut relay = Relay::new(socket, b"head\r\n\r\n".to_vec(), stream, control, Bytes::new());
+        let mut relay = Relay::new(socket, b"head\r\n\r\n".to_vec(), stream, b"");
         let reading = tokio::task::spawn_local(async move {
             let mut text = String::new();
             client.read_to_string(&mut text).await.expect("text");

@@ -128,11 +128,9 @@ impl Bench {
         stream.poll_prime(&mut cx, commit_at).map_err(|failure| failure.kind)
     }
 
-    /// The stream and its control, for a sink; the bench goes on as its upstream and its clock.
-    pub(in crate::stream) fn take(&mut self) -> (Stream, Rc<Control>) {
-        let stream = self.stream.take().expect("not taken");
-        let control = stream.control.clone();
-        (stream, control)
+    /// The stream, for a sink; the bench goes on as its upstream and its clock.
+    pub(in crate::stream) fn take(&mut self) -> Stream {
+        self.stream.take().expect("not taken")
     }
 
     /// Drops the stream; the reasons counted.

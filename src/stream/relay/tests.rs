@@ -94,8 +94,7 @@ impl AsyncWrite for Fickle {
 }
 
 fn relay(bench: &mut Bench, io: Fickle) -> Relay<Fickle> {
-    let (stream, control) = bench.take();
-    Relay::new(io, HEAD.to_vec(), stream, control, Bytes::new())
+    Relay::new(io, HEAD.to_vec(), bench.take(), b"")
 }
 
 fn poll(relay: &mut Relay<Fickle>) -> Poll<Verdict> {
@@ -181,7 +180,7 @@ fn an_unclean_end_has_the_error_event_and_no_last_chunk() {
     let mut relay = relay(&mut bench, Fickle::default());
     assert_eq!(poll(&mut relay), Poll::Pending, "not before it is flushed");
     // The wrapper of real sockets notes this.
-    relay.control.io().flushed();
+    relay.stream.control().io().flushed();
     assert_eq!(poll(&mut relay), Poll::Pending, "the client gets time to see it");
     bench.pass(Duration::from_secs(1));
     assert_eq!(poll(&mut relay), Poll::Ready(Verdict::Cut(Cut::Close)));
@@ -199,7 +198,7 @@ fn a_client_that_takes_nothing_is_reset_after_its_patience() {
     let mut relay = relay(&mut bench, Fickle { takes: vec![0; 1000], ..Fickle::default() });
     assert_eq!(poll(&mut relay), Poll::Pending);
     // The wrapper of real sockets notes this.
-    relay.control.io().blocked(relay.control.now());
+    relay.stream.control().io().blocked(relay.stream.control().now());
     bench.pass(Duration::from_secs(29));
     assert_eq!(poll(&mut relay), Poll::Pending);
     bench.pass(Duration::from_secs(2));
@@ -215,7 +214,7 @@ fn a_client_that_leaves_is_noticed_and_one_that_pipelines_is_read() {
     let sends = Some(b"GET / HTTP/1.1".to_vec());
     let mut relay = relay(&mut bench, Fickle { sends, ..Fickle::default() });
     assert_eq!(poll(&mut relay), Poll::Pending);
-    assert_eq!(relay.pipelined, b"GET / HTTP/1.1");
+    assert_eq!(**relay.pipelined.as_ref().expect("read"), b"GET / HTTP/1.1");
     relay.line.io.sends = Some(Vec::new());
     assert_eq!(poll(&mut relay), Poll::Ready(Verdict::Gone));
     drop(relay);
