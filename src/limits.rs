@@ -29,8 +29,7 @@ pub const BODY_PREFETCH: usize = 64 * 1024;
 
 /// Bytes of a response after which its head is committed even without a first event.
 pub const COMMIT_BYTES: usize = 16 * 1024;
-/// Largest piece of a response handed to a client's connection at once, bytes. On HTTP/2 also what
-/// the connection holds of one stream on top of its backlog.
+/// Largest piece of a response handed to a client's connection at once, bytes.
 pub const PIECE: usize = 16 * 1024;
 /// A worker's read buffer, bytes: the most that is read of one stream before the next has its turn.
 pub const SCRATCH: usize = 64 * 1024;
@@ -119,8 +118,9 @@ pub const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What small DATA frames of request bodies that nobody has taken yet may cost one client HTTP/2
 /// connection, bytes over their contents; beyond it: GOAWAY. A frame of one byte costs 255.
 pub const CLIENT_FRAMES_BUDGET: usize = 512 * 1024;
-/// Frames handed to one client HTTP/2 connection in a row before it has its turn to write them: h2
-/// keeps some 400 bytes for each of the most that ever waited.
+/// Frames handed to one client HTTP/2 connection in a row before it has its turn to write them, of
+/// [`PIECE`] bytes at most: what h2 holds of answers when the socket stops taking any. It also keeps
+/// some 400 bytes for each of the most that ever waited.
 pub const CLIENT_FRAMES_QUEUED: u32 = 32;
 /// Streams of one client HTTP/2 connection that are remembered after we reset them.
 pub const CLIENT_RESETS_KEPT: usize = 10;

@@ -41,32 +41,26 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Lowers `connections` and `streams` to what `nofile` open files allow, keeping
-    /// [`RESERVED_FILES`] back. Never refuses: at least one of each remains. One notice for each
-    /// key that was lowered.
-    pub fn clamp_to_open_files(&mut self, nofile: u64) -> Vec<Notice> {
+    /// Lowers `connections` to what `nofile` open files allow, keeping [`RESERVED_FILES`] back.
+    /// `streams` stay: over HTTP/2 a hundred and more share a file. Never refuses: at least one
+    /// connection remains. A notice if it was lowered.
+    pub fn clamp_to_open_files(&mut self, nofile: u64) -> Option<Notice> {
         let spare = nofile.saturating_sub(RESERVED_FILES).max(1);
         let allowed = usize::try_from(spare).unwrap_or(usize::MAX);
-        let mut notices = Vec::new();
-        for (key, value) in
-            [("limits.connections", &mut self.connections), ("limits.streams", &mut self.streams)]
-        {
-            if *value <= allowed {
-                continue;
-            }
-            notices.push(Notice {
-                kind: NoticeKind::Clamped,
-                key: key.to_owned(),
-                line: None,
-                text: format!(
-                    "{value} wanted, {allowed} given: {nofile} files may be open, \
-                     {RESERVED_FILES} of them are kept in reserve; raise LimitNOFILE= \
-                     (or `ulimit -n`), or lower the key"
-                ),
-            });
-            *value = allowed;
+        let wanted = self.connections;
+        if wanted <= allowed {
+            return None;
         }
-        notices
+        self.connections = allowed;
+        Some(Notice {
+            kind: NoticeKind::Clamped,
+            key: "limits.connections".to_owned(),
+            line: None,
+            text: format!(
+                "{wanted} wanted, {allowed} given: {nofile} files may be open, {RESERVED_FILES} \
+                 of them are kept in reserve; raise LimitNOFILE= (or `ulimit -n`), or lower the key"
+            ),
+        })
     }
 }
 

@@ -6,8 +6,9 @@
 //! looked for at every step: it drops whatever the stream was busy with.
 //!
 //! Invariant: what happens to a stream, a panic included, happens to that stream only. The number
-//! of streams is bounded by `server.h2_max_streams`, what each holds by `stream.backlog` and
-//! `limits::PIECE` (answers) and by `limits::CLIENT_STREAM_WINDOW` (request bodies).
+//! of streams is bounded by `server.h2_max_streams`, what each holds by `stream.backlog` and one read
+//! of its source (answers) and by `limits::CLIENT_STREAM_WINDOW` (request bodies), and what h2 holds
+//! of all answers by `limits::CLIENT_FRAMES_QUEUED` pieces.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -67,7 +68,7 @@ async fn shake(io: ClientIo, floor: &Floor) -> Option<Box<Connection<ClientIo, B
         .initial_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .max_header_list_size(limits::CLIENT_HEAD_BYTES as u32)
-        .max_send_buffer_size(limits::PIECE)
+        .max_send_buffer_size(limits::SCRATCH)
         .max_concurrent_reset_streams(limits::CLIENT_RESETS_KEPT)
         .max_pending_accept_reset_streams(limits::CLIENT_RESETS_UNSEEN)
         .data_frame_budget(limits::CLIENT_FRAMES_BUDGET)

@@ -1,9 +1,9 @@
 //! The sink for HTTP/2: an answer's body as DATA frames.
 //!
-//! h2 is given what flow control lets go, [`limits::PIECE`] bytes at most before they are on the
-//! socket, and nothing while the socket takes nothing: it keeps a record of some hundred bytes for
-//! each frame, however small. What has to wait lies here, close together, and counts against
-//! `stream.backlog`; when that is full, the source is not asked.
+//! h2 is given what flow control lets go, nothing while the socket takes nothing, and no more than
+//! [`limits::CLIENT_FRAMES_QUEUED`] frames between two steps of the connection: it keeps a record of
+//! some hundred bytes for each frame, however small. What has to wait lies here, close together, and
+//! counts against `stream.backlog`; when that is full, the source is not asked.
 //!
 //! Invariant: an unclean end is asked of the [`Control`] only after h2 has taken every byte within
 //! the client's window, so that only the socket stands between them and the client. Cost: a client
