@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects
 
-.PHONY: help run test check build many clients load load-wrk load-oha peers compare bench clean
+.PHONY: help run test check build many clients load load-wrk load-oha peers compare price bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -49,6 +49,10 @@ peers: ## installs the proxies to compare with and shows that each passes stream
 compare: ## Tidegate and the peers on the same work, some 25 minutes; ARGS="--quick --rounds 1" for a look
 	$(CARGO) build --release --workspace
 	load/compare/run $(ARGS)
+
+price: ## what a stream costs in Tidegate in every shape, each against its bar; some 8 minutes; ARGS as above
+	$(CARGO) build --release --workspace
+	load/compare/price $(ARGS)
 
 bench: ## what the parts on every chunk's way cost: instructions, compared with benches/baseline.json, and time
 	$(CARGO) bench --bench hot

@@ -6,9 +6,7 @@ of a short or broken run.
 
 import json
 
-from chart import charts
 from processes import ROOT, Failed
-from tables import setting, table
 
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
 FOLDER = ROOT / "docs" / "benchmarks"
@@ -25,24 +23,13 @@ def without_details(report):
 
 
 def fill(page, section, text):
-    """The page with `text` between the markers of the section."""
-    begin, end = f"<!-- compare:{section} -->", f"<!-- /compare:{section} -->"
+    """The page with `text` between the markers of the section, such as `price:bars`."""
+    begin, end = f"<!-- {section} -->", f"<!-- /{section} -->"
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise Failed(f"{PAGE} needs one line {begin} and, after it, one line {end}")
     before, _, rest = page.partition(begin)
     after = rest.partition(end)[2]
     return f"{before}{begin}\n{text}\n{end}{after}"
-
-
-def sections(report, kinds, images):
-    """{section: text} for the page; the charts stand above the table they are drawn from."""
-    shown = {"memory": ["memory.svg"], "cpu": ["cpu.svg", "added.svg"]}
-    result = {"setting": setting(report)}
-    for kind in kinds:
-        parts = [f"![{name.removesuffix('.svg')}](benchmarks/{name})"
-                 for name in shown.get(kind, []) if name in images]
-        result[kind] = "\n\n".join([*parts, table(report, kind) or NOT_RUN])
-    return result
 
 
 def why_not(report):
@@ -58,17 +45,16 @@ def why_not(report):
     return None
 
 
-def publish(report, kinds):
-    """Writes the page, the charts and the figures."""
+def publish(report, sections, images):
+    """Writes the page, the images and the figures; `sections` gives the parts of the page."""
     reason = why_not(report)
     if reason:
         raise Failed(f"not published: {reason}")
-    images = charts(report)
-    page = PAGE.read_text()
-    for section, text in sections(report, kinds, images).items():
-        page = fill(page, section, text)
+    name, page = report["benchmark"], PAGE.read_text()
+    for section, text in sections(report, images).items():
+        page = fill(page, f"{name}:{section}", text or NOT_RUN)
     FOLDER.mkdir(exist_ok=True)
-    for name, image in images.items():
-        (FOLDER / name).write_text(image)
-    (FOLDER / "compare.json").write_text(json.dumps(without_details(report), indent=1) + "\n")
+    for file, image in images.items():
+        (FOLDER / file).write_text(image)
+    (FOLDER / f"{name}.json").write_text(json.dumps(without_details(report), indent=1) + "\n")
     PAGE.write_text(page)

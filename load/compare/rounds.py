@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import bars
 from figures import DIRECT, summary
 from processes import PEER, Failed
 from tables import number
@@ -26,10 +27,14 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def contestants(only):
-    """All that take part or are absent with a reason, the run without a gateway last."""
+def contestants(only, names=None):
+    """All that take part or are absent with a reason, the run without a gateway last.
+
+    With `names`, no others are considered; with `only`, fewer than might take part are wanted.
+    """
     listed = subprocess.run([str(PEER), "list", "--json"], stdout=subprocess.PIPE, check=True)
-    known = json.loads(listed.stdout) + [{"name": DIRECT}]
+    known = [peer for peer in [*json.loads(listed.stdout), {"name": DIRECT}]
+             if names is None or peer["name"] in names]
     for one in only:
         if one not in [peer["name"] for peer in known]:
             raise Failed(f"--only: {one!r} is none of " + ", ".join(p["name"] for p in known))
@@ -66,6 +71,7 @@ class Recorder:
 
     def save(self):
         self.report["summary"] = summary(self.report)
+        self.report["bars"] = [one.described() for one in bars.verdicts(self.report)]
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps(self.report, indent=1) + "\n")
         os.replace(new, self.path)
@@ -90,9 +96,11 @@ def measure(recorder, runs):
     began, done_s, total_s = time.monotonic(), 0, sum(work.seconds for _, work, _ in runs)
     for number_, (round_, work, name) in enumerate(runs, 1):
         for repeat in range(1 + REPEATS):
+            started = time.monotonic()
             found = attempt(work, name)
+            took_s = round(time.monotonic() - started, 1)
             recorder.add({"round": round_, "work": work.name, "contestant": name,
-                          "attempt": repeat + 1, **found})
+                          "attempt": repeat + 1, "took_s": took_s, **found})
             say(f"[{number_}/{len(runs)}] {work.name} {name}: {headline(work, found)}")
             if not found["marked"]:
                 break

@@ -8,6 +8,7 @@ minute still hold theirs.
 import contextlib
 import http.client
 import os
+import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,12 @@ class Stage:
     upstream_pid: Optional[int]    # of the simulator; None if the run is its own upstream
     directory: Path
     processes: Processes
+    scheme: str = "http"
+    tool: tuple = ()               # options of the load tool: how to speak to the contestant
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}{PATH}"
+        return f"{self.scheme}://127.0.0.1:{self.port}{PATH}"
 
 
 def stat(pid):
@@ -111,9 +114,15 @@ def wait_for_kernel():
     until_still(slab_kb, lambda before, now: before - now < SLAB_STEP_KB)
 
 
-def answers(port):
-    """One short request, answered well; Failed if not."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+def answers(port, scheme="http"):
+    """One short request over HTTP/1.1, answered well; Failed if not."""
+    if scheme == "https":
+        # Its certificate was made for this run.
+        anyone = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE_S,
+                                                 context=anyone)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request("POST", PATH, SHORT_REQUEST, SHORT_HEADERS)
         answer = connection.getresponse()
@@ -127,19 +136,29 @@ def answers(port):
 
 
 @contextlib.contextmanager
-def in_front_of_simulator(contestant, directory):
-    """The contestant in front of a simulator of its own, both at rest."""
+def in_front_of_simulator(contestant, directory, shape=None):
+    """The contestant in front of a simulator of its own, both at rest.
+
+    With a `shape`, it is Tidegate, and they speak what the shape says; else HTTP/1.1 in cleartext.
+    """
     with Processes() as processes:
-        simulator, upstream = processes.simulator(directory / "simulator.log")
+        told = shape.simulator_options(directory) if shape else ()
+        simulator, upstream = processes.simulator(directory / "simulator.log", *told)
         if contestant == DIRECT:
             answers(upstream)
             yield Stage(contestant, upstream, None, simulator.pid, directory, processes)
             return
         port, = free_ports(1)
-        peer = processes.peer(contestant, port, upstream, directory / "peer")
-        answers(port)
+        if shape:
+            peer = shape.start(processes, port, upstream, directory)
+            spoken = {"scheme": shape.scheme, "tool": shape.tool_options()}
+        else:
+            peer = processes.peer(contestant, port, upstream, directory / "peer")
+            spoken = {}
+        stage = Stage(contestant, port, peer.pid, simulator.pid, directory, processes, **spoken)
+        answers(port, stage.scheme)
         wait_for_rest(peer.pid)
-        yield Stage(contestant, port, peer.pid, simulator.pid, directory, processes)
+        yield stage
         if peer.poll() is not None:
             raise Failed(f"ended during the run with status {peer.returncode}")
 

@@ -22,6 +22,8 @@ REASONS = {
     "fewer_streams": "open files ran out",
     "ended_early": "all streams ended before the time was over",
     "clock": "stamps lay in the future",
+    "fewer_live": "streams ended before they should",
+    "ends": "streams ended otherwise than by their end or the client",
 }
 
 
@@ -96,7 +98,9 @@ def rows(work, found, names):
 def notes(work, marks):
     """Why cells of a work are marked."""
     for mark, who in marks.items():
-        reason = f" ({REASONS[mark]})" if mark in REASONS else ""
+        # What stands before it is the part of the work.
+        word = mark.rpartition(": ")[2]
+        reason = f" ({REASONS[word]})" if word in REASONS else ""
         rounds = ", ".join(f"{name} in {cell.marks[mark]} of {cell.rounds} rounds"
                            for name, cell in who.items())
         yield f"{MARKED} {work['title']}: {mark}{reason}: {rounds}."
@@ -141,6 +145,8 @@ def setting(report):
     text += [f"Absent: {one['name']} ({one['absent']})." for one in report["contestants"]
              if "absent" in one]
     text += [f"Left out: {reason}." for reason in report["left_out"]]
+    if report["options"]["quick"]:
+        text.append("**A run with --quick: it shows that everything runs; its figures mean nothing.**")
     if not report["complete"]:
         text.append("**The run was interrupted: not every round is whole.**")
     return "\n".join(text)

@@ -26,6 +26,7 @@ PEERS = HERE.parent / "peers"
 sys.path[:0] = [str(HERE), str(PEERS)]
 
 import chart
+import cost
 import ends
 import figures
 import processes
@@ -53,7 +54,7 @@ def report(runs, rows=None, names=("tidegate", "nginx", "raw-relay", "direct")):
                     Figure("p99", "p99, µs", digits=0),
                     Figure("added", "added, µs", digits=0, derived=Derived("p99", "minus", "direct")))
     work = {"name": "w", "kind": "cpu", "title": "work", "figures": [asdict(one) for one in rows]}
-    return {"works": [work], "runs": runs, "complete": True, "left_out": [],
+    return {"benchmark": "compare", "works": [work], "runs": runs, "complete": True, "left_out": [],
             "tools": {"wrk": "4"}, "contestants": [{"name": name, "version": "1"} for name in names],
             "options": {"rounds": 3, "quick": False, "only": [], "work": []},
             "machine": {"date": "d", "virtual": True, "cores": 2, "cpu": "c", "memory_gib": 1,
@@ -183,17 +184,18 @@ class Charts(unittest.TestCase):
 class Page(unittest.TestCase):
     def test_only_what_is_between_the_markers_changes(self):
         page = "a\n<!-- compare:x -->\nold\n<!-- /compare:x -->\nb"
-        once = publish.fill(page, "x", "new")
+        once = publish.fill(page, "compare:x", "new")
         self.assertEqual(once, "a\n<!-- compare:x -->\nnew\n<!-- /compare:x -->\nb")
-        self.assertEqual(publish.fill(once, "x", "new"), once)
+        self.assertEqual(publish.fill(once, "compare:x", "new"), once)
         for broken in ("none", page + page, "<!-- /compare:x --><!-- compare:x -->"):
             with self.assertRaises(processes.Failed):
-                publish.fill(broken, "x", "new")
+                publish.fill(broken, "compare:x", "new")
 
-    def test_the_page_has_a_place_for_every_kind(self):
+    def test_the_page_has_a_place_for_every_part(self):
         page = publish.PAGE.read_text()
-        for section in ["setting", *works.kinds()]:
-            self.assertIn("NEW", publish.fill(page, section, "NEW"))
+        for one in (works.COMPARE, cost.PRICE):
+            for section in one.sections({**report([]), "benchmark": one.name}, {}):
+                self.assertIn("NEW", publish.fill(page, f"{one.name}:{section}", "NEW"))
 
     def test_short_and_broken_runs_are_refused(self):
         self.assertIsNone(publish.why_not(report([])))
@@ -212,7 +214,7 @@ class Page(unittest.TestCase):
             page = Path(folder, "page.md")
             page.write_text(publish.PAGE.read_text())
             with mock.patch.multiple(publish, PAGE=page, FOLDER=Path(folder, "figures")):
-                publish.publish(whole, works.kinds())
+                publish.publish(whole, works.COMPARE.sections, chart.charts(whole))
             text, kept = page.read_text(), json.loads(Path(folder, "figures", "compare.json").read_text())
             self.assertIn("](benchmarks/cpu.svg)", text)
             self.assertIn("| **5.0** | **5.0** |", text)

@@ -1,4 +1,4 @@
-"""The list of what is measured: one function per kind of work, one `Work` per row group.
+"""The list of what `make compare` measures: one function per kind of work, one `Work` per row group.
 
 To add a work, write a function that returns a `Work` and put it into `works`. Everything else
 (order, repeats, report, tables) goes by what it says of itself.
@@ -8,11 +8,16 @@ import resource
 from dataclasses import asdict, dataclass
 from typing import Callable, Optional
 
+import bars
 import ends
 import short
 import tool
+from benchmark import Benchmark
+from chart import charts
 from figures import DIRECT, FLOOR, Derived, Figure
+from processes import Missing
 from stage import in_front_of_simulator
+from tables import setting, table
 
 SPARE_FILES = 300
 
@@ -46,7 +51,7 @@ class Extent:
     idle_streams: tuple = (1000, 5000, 9500)
     paces: tuple = ((2000, 50), (1000, 100))   # streams, milliseconds between events
     ramp: int = 4000                           # idle streams opened per second
-    idle_s: int = 3
+    idle_s: int = 4                            # Tidegate gives memory back every second
     pace_s: int = 8
     connections: int = 50
     short_s: int = 5
@@ -64,10 +69,10 @@ def streams_at_most():
     return (hard - SPARE_FILES) // 2 if hard != resource.RLIM_INFINITY else 1 << 30
 
 
-def on_stage(measure, *arguments):
+def on_stage(measure, *arguments, **how):
     """A run of `measure` with the contestant in front of a simulator."""
     def run(contestant, directory):
-        with in_front_of_simulator(contestant, directory) as stage:
+        with in_front_of_simulator(contestant, directory, **how) as stage:
             return measure(stage, *arguments)
     return run
 
@@ -160,5 +165,36 @@ def works(extent):
     ]
 
 
-def kinds():
-    return list(dict.fromkeys(one.kind for one in works(Extent())))
+def select(extent, wanted_kinds):
+    """The works to be done, why others are not, and the versions of tools that are not ours."""
+    wanted = [one for one in works(extent) if not wanted_kinds or one.kind in wanted_kinds]
+    left_out = [f"{streams:,} idle streams: open files suffice for {streams_at_most():,}"
+                for streams in extent.idle_streams if streams > streams_at_most()]
+    left_out += [f"{streams:,} streams: open files suffice for {streams_at_most():,}"
+                 for streams, _ in extent.paces if streams > streams_at_most()]
+    tools = {}
+    if any(one.kind == "short" for one in wanted):
+        try:
+            tools["wrk"] = short.version()
+        except Missing as reason:
+            left_out.append(f"short requests: {reason}")
+            wanted = [one for one in wanted if one.kind != "short"]
+    return wanted, left_out, tools
+
+
+# Which charts stand above the table that they are drawn from.
+CHARTS_OF = {"memory": ["memory.svg"], "cpu": ["cpu.svg", "added.svg"]}
+
+
+def sections(report, images):
+    """The parts of the page."""
+    result = {"setting": setting(report), "bars": bars.table(report)}
+    for kind in COMPARE.kinds():
+        parts = [f"![{name.removesuffix('.svg')}](benchmarks/{name})"
+                 for name in CHARTS_OF.get(kind, []) if name in images]
+        found = table(report, kind)
+        result[kind] = "\n\n".join([*parts, found]) if found else None
+    return result
+
+
+COMPARE = Benchmark("compare", 5, Extent(), QUICK, works, select, sections, charts)

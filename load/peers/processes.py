@@ -158,10 +158,10 @@ class Processes:
         wait_for(port, process, log)
         return process
 
-    def simulator(self, log):
+    def simulator(self, log, *options):
         """Starts the simulated upstream; its process and its port."""
         port, = free_ports(1)
-        process = self.start([program("tidegate"), "simulate", "--listen", f"127.0.0.1:{port}"],
-                             log)
+        process = self.start([program("tidegate"), "simulate", "--listen", f"127.0.0.1:{port}",
+                              *options], log)
         wait_for(port, process, log)
         return process, port
