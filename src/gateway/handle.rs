@@ -148,7 +148,6 @@ struct Exchange<'a> {
 }
 
 /// How the wait for the upstream's head came out.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Head {
     Answered(Answer),
     /// `commit_after` came first: the client gets its 200 now.

@@ -8,6 +8,10 @@ use bytes::Bytes;
 
 /// See the module.
 #[derive(Default)]
+#[allow(
+    clippy::box_collection,
+    reason = "a pointer instead of 32 bytes for what is nearly always empty"
+)]
 pub struct Queue(Option<Box<VecDeque<Bytes>>>);
 
 impl Queue {
