@@ -72,7 +72,7 @@ def percent(excess):
 def why_not_shown(name, cell):
     """Why a contestant's cell supports no verdict; None if it does."""
     if cell is None:
-        return f"{name} was absent"
+        return f"{name} took no part"
     if cell.doubtful:
         return f"{name}: " + "; ".join(cell.marks)
     if not cell.values:

@@ -66,8 +66,8 @@ class Verdicts(unittest.TestCase):
     def test_without_a_fair_value_on_each_side_there_is_no_verdict(self):
         bar = Bar("compare", "w", "cpu", 1.1, ("nginx",))
         for values, marks, reason in (
-                ({"tidegate": [1.0]}, (), "nginx was absent"),
-                ({"nginx": [1.0]}, (), "tidegate was absent"),
+                ({"tidegate": [1.0]}, (), "nginx took no part"),
+                ({"nginx": [1.0]}, (), "tidegate took no part"),
                 ({"tidegate": [1.0], "nginx": [1.0]}, ("nginx",), "nginx: rate"),
                 ({"tidegate": [1.0], "nginx": [1.0]}, ("tidegate",), "tidegate: rate"),
                 ({"tidegate": [None], "nginx": [1.0]}, (), "tidegate: no value"),
@@ -109,7 +109,7 @@ class Verdicts(unittest.TestCase):
             rounds.Recorder(self.priced({"tidegate": 2500}), path).save()
             first, second, *_ = json.loads(path.read_text())["bars"]
         self.assertEqual((first["verdict"], first["allowed"]), ("missed by 25 %", 2.0))
-        self.assertEqual(second["verdict"], "not shown: haproxy was absent")
+        self.assertEqual(second["verdict"], "not shown: haproxy took no part")
 
 
 class Shapes(unittest.TestCase):
@@ -273,7 +273,7 @@ class Page(unittest.TestCase):
             after = page.read_text()
             self.assertTrue(Path(folder, "figures", "price.json").exists())
         self.assertEqual(after.partition("<!-- price:setting")[0], before.partition("<!-- price:setting")[0])
-        self.assertEqual(after.count("not shown: tidegate was absent"),
+        self.assertEqual(after.count("not shown: tidegate took no part"),
                          sum(one.benchmark == "price" for one in bars.BARS))
 
     def test_a_quick_run_says_so(self):

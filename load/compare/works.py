@@ -52,9 +52,9 @@ class Extent:
     paces: tuple = ((2000, 50), (1000, 100))   # streams, milliseconds between events
     ramp: int = 4000                           # idle streams opened per second
     idle_s: int = 4                            # Tidegate gives memory back every second
-    pace_s: int = 8
+    pace_s: int = 6
     connections: int = 50
-    short_s: int = 5
+    short_s: int = 4
     leaves: int = 20
     deaths: int = 3
 
@@ -126,8 +126,9 @@ def short_requests(extent):
         Figure("p50", "p50, µs", digits=0),
         Figure("p99", "p99, µs", digits=0),
     )
-    return Work("short", "short", f"{extent.connections} connections", extent.short_s + 1,
-                figures, on_stage(short.short, extent.connections, extent.short_s), direct=True)
+    return Work("short", "short", f"short requests, {extent.connections} connections",
+                extent.short_s + 1, figures, on_stage(short.short, extent.connections,
+                                                              extent.short_s), direct=True)
 
 
 def leave(extent):
@@ -135,7 +136,7 @@ def leave(extent):
         Figure("ms", "upstream knows after, ms", digits=2),
         Figure("told", "by", best=None),
     )
-    return Work("leave", "ends", "client leaves", 1, figures,
+    return Work("leave", "ends", "client leaves", 0.3, figures,
                 lambda contestant, directory: ends.leave(contestant, directory, extent.leaves),
                 direct=True)
 
@@ -146,7 +147,7 @@ def die(how, title, extent):
         Figure("ms", "… after, ms", digits=2),
         Figure("end_ms", "until the connection ends, ms", digits=1, row=False),
     )
-    return Work(f"die-{how}", "ends", title, 1.5, figures,
+    return Work(f"die-{how}", "ends", title, 0.8, figures,
                 lambda contestant, directory: ends.die(contestant, directory, how, extent.deaths),
                 direct=True)
 
