@@ -6,7 +6,7 @@
 //! client's backlog.
 //!
 //! Invariant: after the head, the client gets whole chunks of the stream, in order, and the last
-//! chunk only at a clean end. An unclean end is asked of the [`Control`](crate::stream::control::Control), as with every sink.
+//! chunk only at a clean end. An unclean end is asked of the stream's control, as with every sink.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
