@@ -114,17 +114,25 @@ fn value_of(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     #[test]
     fn a_process_and_its_child_are_one_family() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let piped = || std::process::Stdio::piped();
+        let mut child =
+            std::process::Command::new("cat").stdin(piped()).stdout(piped()).spawn().unwrap();
+        // Its answer shows that it runs; until then it has next to no memory.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let own = std::process::id();
         let family = family(&[own]);
         assert!(family.contains(&own) && family.contains(&child.id()));
-        let (all, one) = (memory(&family), memory(&BTreeSet::from([own])));
-        assert!(one.rss_kb > 500 && one.pss_kb > 0 && all.rss_kb > one.rss_kb);
-        assert!(all.processes >= 2 && one.machine_slab_kb > 0);
+        let (all, one) = (memory(&family), memory(&BTreeSet::from([child.id()])));
+        // The child waits, so that its memory stays what it is; ours is at least as much again.
+        assert!(one.rss_kb > 500 && one.pss_kb > 0 && all.rss_kb > one.rss_kb + 500);
+        assert!(all.processes >= 2 && one.processes == 1 && one.machine_slab_kb > 0);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(memory(&BTreeSet::from([u32::MAX])).processes, 0);

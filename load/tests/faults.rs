@@ -3,7 +3,7 @@
 
 mod stage;
 
-use stage::{Conn, event, in_quiet, serve};
+use stage::{Conn, event, serve};
 
 /// Streams per run.
 const N: u64 = 6;
@@ -230,24 +230,36 @@ fn silence_ends_by_timeout() {
 
 #[test]
 fn coalesced_events_are_counted_and_mark_the_run() {
-    in_quiet(|| {
-        let script = |conn: &mut Conn| {
-            conn.head().events([1]);
-            let three: String = (2..=4).map(|number| event(conn.id, number)).collect();
-            conn.chunk(&three).events([5]).done();
-        };
-        let run = serve(script).load(&format!("-n {N} --count 5 --ramp 20"));
-        run.only("sequence", &[]);
-        assert_eq!((run.at("/coalesced/chunks"), run.code), (3 * N, 0));
-        assert_eq!(run.json["marked"], serde_json::json!(["coalesced"]));
-        assert!(run.said.contains("MARKED coalesced"));
-    });
+    let script = |conn: &mut Conn| {
+        conn.head().events([1]);
+        let three: String = (2..=4).map(|number| event(conn.id, number)).collect();
+        conn.chunk(&three).events([5]).done();
+    };
+    let run = serve(script).load(&format!("-n {N} --count 5"));
+    run.only("sequence", &[]);
+    assert_eq!((run.at("/coalesced/chunks"), run.code), (3 * N, 0));
+    assert_eq!(run.json["marked"], serde_json::json!(["coalesced"]));
+    assert!(run.said.contains("MARKED coalesced"));
+
+    // Two chunks, but written before the client looks again; and one by one.
+    let two = |conn: &mut Conn| {
+        let (a, b) = (event(conn.id, 2), event(conn.id, 3));
+        let (a, b) = (format!("{:x}\r\n{a}\r\n", a.len()), format!("{:x}\r\n{b}\r\n", b.len()));
+        conn.head().events([1]).raw(&(a + &b)).until_read();
+        conn.events(4..=5).done();
+    };
+    let run = serve(two).load(&format!("-n {N} --count 5"));
+    assert_eq!(run.at("/coalesced/chunks"), 2 * N);
+    let single = |conn: &mut Conn| conn.head().events(1..=5).done();
+    let run = serve(single).load(&format!("-n {N} --count 5"));
+    assert_eq!((run.at("/coalesced/chunks"), &run.json["marked"]), (0, &serde_json::json!([])));
 }
 
 #[test]
 fn failures_are_told_apart() {
     let failed = |script: fn(&mut Conn), name: &str| {
-        let run = serve(script).load("-n 3 --head-timeout 400ms");
+        let wait = if name == "head_timeout" { "400ms" } else { "20s" };
+        let run = serve(script).load(&format!("-n 3 --head-timeout {wait}"));
         run.only("failed", &[(name, 3)]);
         run.only("ends", &[]);
         assert_eq!((run.at("/streams/failed"), run.code), (3, 1));
