@@ -1,7 +1,7 @@
 //! Tidegate: a streaming gateway for LLM APIs.
 //!
 //! The floors, from the ground up; a floor uses only those below it (`tests/tidy.rs` checks it):
-//! [`clock`] [`limits`] [`error`] [`permit`] · [`config`] · [`wire`] · [`telemetry`] ·
+//! [`limits`] [`memory`] · [`clock`] [`error`] [`permit`] · [`config`] · [`wire`] · [`telemetry`] ·
 //! [`upstream`] · [`stream`] · [`gateway`] · [`server`] · [`cli`]. [`sim`], the simulated
 //! upstream, stands apart and shares no code with them.
 

@@ -55,6 +55,15 @@ async fn a_counter_tells_which_way_a_stream_took() {
     assert_eq!(paths(&stage).await, [1.0, 1.0, 1.0, 0.0]);
 }
 
+/// A gateway in front of an upstream of the test's own.
+async fn in_front_of(upstream: std::net::SocketAddr) -> stage::Gateway {
+    let text = format!(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [[upstream]]\nname = \"u\"\nurls = [\"http://{upstream}\"]\n"
+    );
+    stage::Gateway::start(&text, None).await
+}
+
 /// An upstream that answers with a stream as soon as it has seen the request's head, and then reads
 /// on; one connection.
 async fn hasty_upstream() -> std::net::SocketAddr {
@@ -78,14 +87,7 @@ async fn hasty_upstream() -> std::net::SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_overtakes_its_request_stays_with_the_http_library() {
     let upstream = hasty_upstream().await;
-    let gateway = stage::Gateway::start(
-        &format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [[upstream]]\nname = \"u\"\nurls = [\"http://{upstream}\"]\n"
-        ),
-        None,
-    )
-    .await;
+    let gateway = in_front_of(upstream).await;
     let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
     // More than is read ahead, so that the upstream is asked before the rest has come.
     let half = "x".repeat(200_000);
@@ -197,20 +199,13 @@ async fn large_then_stream(large: usize) -> std::net::SocketAddr {
     addr
 }
 
-/// The socket may be taken from the HTTP library only when it owes the client nothing: here the end
-/// of an earlier answer still waits in its buffer when the stream is ready.
+/// The socket may be taken from the HTTP library only when it owes the client nothing: here an
+/// earlier answer is stuck in its buffer while the request for the stream waits behind it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_earlier_answer_that_is_still_on_its_way_comes_first_and_whole() {
     let large = 8 << 20;
     let upstream = large_then_stream(large).await;
-    let gateway = stage::Gateway::start(
-        &format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [[upstream]]\nname = \"u\"\nurls = [\"http://{upstream}\"]\n"
-        ),
-        None,
-    )
-    .await;
+    let gateway = in_front_of(upstream).await;
     let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
     client.raw([models("first"), models("second")].concat().as_bytes()).await;
     // Nothing is read until the kernel's buffers, and then the library's, are full.
