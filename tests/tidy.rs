@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 13] = [
     &["limits", "memory"],
     &["clock", "error"],
-    &["permit"],
+    &["admission"],
     &["config"],
     &["wire"],
     &["telemetry"],

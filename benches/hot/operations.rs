@@ -9,10 +9,11 @@ use std::time::Duration;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 
+use tidegate::admission::permit::Permits;
 use tidegate::config::{self, Family};
+use tidegate::gateway::plan;
 use tidegate::gateway::route::Routes;
 use tidegate::gateway::{check, reply};
-use tidegate::permit::Permits;
 use tidegate::telemetry::{Cells, Shape, trace};
 use tidegate::wire::chunked::Decoder;
 use tidegate::wire::guard::Guard;
@@ -247,10 +248,10 @@ fn response_head() -> Repeat {
 
 fn route() -> Repeat {
     let config = config::parse(&twelve_routes(), "bench.toml").expect("a good configuration");
-    let routes = Routes::new(&config.config.routes);
+    let routes = Routes::new(plan::routes(&config.config));
     repeat(move || {
         let found = routes.find(black_box("/v1/chat/completions"));
-        black_box(found.map(|route| route.index).expect("a route"));
+        black_box(found.map(|route| route.upstream).expect("a route"));
     })
 }
 

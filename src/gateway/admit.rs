@@ -1,9 +1,9 @@
 //! Whether one more request may run now.
 
+use crate::admission::permit::Permit;
 use crate::error::{Failure, Kind};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Identity;
-use crate::permit::Permit;
 use crate::telemetry::cells::Rejection;
 
 /// A place among the streams, for the request's whole life.

@@ -13,6 +13,7 @@ use http::{Method, Request, Response, Version};
 
 use crate::config::Family;
 use crate::error::{Failure, Kind};
+use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
 use crate::gateway::{Gateway, admit, auth, check, reply};
 use crate::limits;
@@ -42,10 +43,11 @@ pub async fn handle(
     request: Request<RequestBody>,
 ) -> Response<ClientBody> {
     let id = request_id(request.headers());
+    let plan = gateway.plan();
     let path = request.uri().path();
-    let route = gateway.routes.find(path).ok().map(|route| route.index);
+    let route = plan.routes.find(path).ok();
     let family = sse::family_of(path, Family::Auto);
-    let proxied = Box::pin(proxy(&gateway, &control, &id, request));
+    let proxied = Box::pin(proxy(&gateway, &plan, &control, &id, request));
     let mut response = match catch_panic(&control, proxied).await {
         Ok(Ok(response)) => response,
         Ok(Err(failure)) => reply::refused(family, &failure),
@@ -56,7 +58,7 @@ pub async fn handle(
     };
     if let Some(route) = route {
         let class = StatusClass::from(response.status().as_u16());
-        gateway.cells().route(route).requests(class).inc();
+        gateway.cells().route(route.place.route_index).requests(class).inc();
     }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(reply::REQUEST_ID, id);
@@ -66,13 +68,14 @@ pub async fn handle(
 
 async fn proxy(
     gateway: &Rc<Gateway>,
+    plan: &Plan,
     control: &Rc<Control>,
     id: &str,
     request: Request<RequestBody>,
 ) -> Result<Response<ClientBody>, Failure> {
     let counted = |limit: Rejection| move |f| (gateway.cells().rejections(limit).inc(), f).1;
     check::check(&request).map_err(counted(Rejection::BadRequest))?;
-    let route = gateway.routes.find(request.uri().path()).map_err(counted(Rejection::NoRoute))?;
+    let route = plan.routes.find(request.uri().path()).map_err(counted(Rejection::NoRoute))?;
     let identity = auth::identify(route, request.headers())?;
     let permit = admit::admit(gateway, &identity)?;
 
@@ -82,7 +85,7 @@ async fn proxy(
     let mut life = Life::begin(Birth {
         ground: gateway.ground.clone(),
         permit,
-        place: gateway.places[route.index].clone(),
+        place: route.place.clone(),
         id: id.to_owned(),
         trace_id,
         control: control.clone(),
@@ -116,12 +119,12 @@ async fn proxy(
         headers: head.headers,
         body: upload,
     };
-    let upstream = gateway.upstreams[route.upstream].clone();
+    let upstream = plan.upstreams[route.upstream].clone();
     let own_time = gateway.ground.clock.now().since(life.started());
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
     let sending: Sending = Box::pin(async move { send(&upstream, outgoing).await });
 
-    let exchange = Exchange { gateway, control, route, family, client, bodiless };
+    let exchange = Exchange { gateway, plan, control, route, family, client, bodiless };
     let headed = exchange.await_head(sending, &upload_state, &life).await;
     upload_state.forget();
     match headed {
@@ -139,6 +142,7 @@ async fn proxy(
 /// What one request's last steps share.
 struct Exchange<'a> {
     gateway: &'a Rc<Gateway>,
+    plan: &'a Plan,
     control: &'a Rc<Control>,
     route: &'a Route,
     family: Family,
@@ -157,7 +161,7 @@ enum Head {
 impl Exchange<'_> {
     fn commit_at(&self, life: &Life) -> Option<Tick> {
         let started = Tick(life.started().ticks());
-        self.gateway.commit_after.map(|wait| started.after(wait))
+        self.plan.commit_after.map(|wait| started.after(wait))
     }
 
     /// Waits for the upstream's head; until `commit_after` if the body asked for a stream.
@@ -169,7 +173,7 @@ impl Exchange<'_> {
     ) -> Result<Head, Failure> {
         let ground = &self.gateway.ground;
         let timer = ground.wheel.timer();
-        let first_byte = self.gateway.rules[self.route.index].first_byte;
+        let first_byte = self.route.rules.first_byte;
         let commit_at = self.commit_at(life);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answered) = sending.as_mut().poll(cx) {
@@ -205,7 +209,7 @@ impl Exchange<'_> {
         life.answered(head.status.as_u16(), request_id);
         let commit_at = self.commit_at(&life);
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
-        let rules = self.gateway.rules[self.route.index].clone();
+        let rules = self.route.rules.clone();
         let bodiless = self.bodiless || head::is_bodiless(head.status);
         if bodiless || !is_tracked(&head) {
             let mut source = Source::Body(body);
@@ -239,7 +243,7 @@ impl Exchange<'_> {
         life.answered(200, None);
         let source = Source::Awaiting(Box::pin(kept(sending)));
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
-        let rules = self.gateway.rules[self.route.index].clone();
+        let rules = self.route.rules.clone();
         let mut stream = Stream::events(ground, rules, self.family, source, control, life);
         self.path(stream.life());
         reply::streamed(reply::event_stream_head(None), self.client, stream, self.control)

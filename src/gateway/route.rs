@@ -4,6 +4,8 @@ use std::rc::Rc;
 
 use crate::config;
 use crate::error::{Failure, Kind};
+use crate::stream::ground::Rules;
+use crate::stream::life::Place;
 
 /// The routes of the configuration, by path.
 pub struct Routes {
@@ -13,29 +15,26 @@ pub struct Routes {
 
 /// One route as a request needs it.
 pub struct Route {
-    /// Its place in the configuration and the metrics.
-    pub index: usize,
-    /// Its upstream's place.
+    /// Its path's pattern, as configured.
+    pub path: String,
+    /// Its upstream's place in the plan.
     pub upstream: usize,
     /// The family as configured.
     pub family: config::Family,
     /// See [`config::Route`].
     pub literal_prefix: Rc<str>,
+    /// Names and places in the metrics.
+    pub place: Rc<Place>,
+    /// Limits and habits of its streams.
+    pub rules: Rc<Rules>,
 }
 
 impl Routes {
     /// The configuration has checked that the paths are valid and do not conflict.
-    pub fn new(configured: &[config::Route]) -> Routes {
+    pub fn new(routes: Vec<Route>) -> Routes {
         let mut by_path = matchit::Router::new();
-        let mut routes = Vec::new();
-        for (index, route) in configured.iter().enumerate() {
+        for (index, route) in routes.iter().enumerate() {
             by_path.insert(&route.path, index).expect("the configuration checked the paths");
-            routes.push(Route {
-                index,
-                upstream: route.upstream,
-                family: route.family,
-                literal_prefix: route.literal_prefix.as_str().into(),
-            });
         }
         Routes { by_path, routes }
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::admission::permit::Permits;
 use crate::limits;
-use crate::permit::Permits;
 use crate::server::worker::Floor;
 use crate::server::{connection, listen};
 use crate::telemetry::cells::Rejection;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use crate::admission::permit::Permit;
 use crate::limits;
-use crate::permit::Permit;
 use crate::server::io::{ClientIo, Socket};
 use crate::server::worker::Floor;
 use crate::server::{h1, h2};

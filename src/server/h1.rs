@@ -67,7 +67,7 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
         service_fn(move |request: Request<Incoming>| {
             inbound.taken();
             let ground = &gateway.ground;
-            let patience = gateway.patience;
+            let patience = gateway.plan().patience;
             let control =
                 Control::new(state.clone(), ground.cells.clone(), &ground.wheel, patience);
             *current.borrow_mut() = Rc::downgrade(&control);
@@ -88,7 +88,7 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
         })
     };
     let mut hyper = Builder::new()
-        .max_buf_size((gateway.patience.backlog as usize).max(HYPER_BUFFER_MIN))
+        .max_buf_size((gateway.plan().patience.backlog as usize).max(HYPER_BUFFER_MIN))
         .serve_connection(TokioIo::new(io), service);
     let now = gateway.ground.wheel.now();
     let timer = gateway.ground.wheel.timer();
@@ -194,7 +194,7 @@ impl Watch {
             cx.waker().wake_by_ref();
         }
         if let Some(since) = blocked {
-            let stalled = since.after(self.gateway.patience.client_stall);
+            let stalled = since.after(self.gateway.plan().patience.client_stall);
             if now >= stalled {
                 return Poll::Ready(Verdict::Cut(Cut::Reset));
             }

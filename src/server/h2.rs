@@ -130,7 +130,7 @@ impl Watch {
             return Poll::Ready(());
         }
         if let Some(since) = self.streams.io.blocked_since() {
-            let stalled = since.after(gateway.patience.client_stall);
+            let stalled = since.after(gateway.plan().patience.client_stall);
             if now >= stalled {
                 return Poll::Ready(());
             }
@@ -170,8 +170,12 @@ impl StreamTask {
     fn start(streams: &Rc<Streams>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let gateway = &streams.gateway;
         let ground = &gateway.ground;
-        let control =
-            Control::new(streams.io.clone(), ground.cells.clone(), &ground.wheel, gateway.patience);
+        let control = Control::new(
+            streams.io.clone(),
+            ground.cells.clone(),
+            &ground.wheel,
+            gateway.plan().patience,
+        );
         let bodiless = request.method() == Method::HEAD;
         let (head, body) = request.into_parts();
         let body = RequestBody::h2(body, &head.headers);

@@ -26,9 +26,9 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::admission::permit::Permits;
 use crate::config::{Config, Scheme};
 use crate::gateway::{FaultHook, Shared};
-use crate::permit::Permits;
 use crate::server::worker::{Ask, Worker};
 use crate::telemetry::{Cells, Metrics, Shape};
 

@@ -12,11 +12,11 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::gateway::{Gateway, Shared};
 use crate::limits;
 use crate::memory;
-use crate::permit::Permits;
 use crate::server::listen::WorkerSockets;
 use crate::server::{Stage, accept};
 use crate::telemetry::Cells;

@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::admission::permit::Permit;
 use crate::clock::Moment;
 use crate::error::Kind;
-use crate::permit::Permit;
 use crate::stream::control::Control;
 use crate::stream::ground::Ground;
 use crate::stream::meter::Meter;

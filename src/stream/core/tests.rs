@@ -7,8 +7,8 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::*;
+use crate::admission::permit::Permits;
 use crate::clock::Clock;
-use crate::permit::Permits;
 use crate::stream::control::{IoState, Patience};
 use crate::stream::ground::Scratch;
 use crate::stream::life::{Birth, Live, Place};

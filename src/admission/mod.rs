@@ -1,0 +1,6 @@
+//! What all workers share in order to let requests in: places, rates, queues, memory.
+//!
+//! Everything here is counted for the whole process, may be used from any thread and knows nothing
+//! of HTTP. Invariant: whatever is taken is given back exactly once, by dropping what was taken.
+
+pub mod permit;
