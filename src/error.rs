@@ -4,6 +4,8 @@
 //! A client that leaves is an outcome, not a failure. Every failure has one HTTP status and one
 //! code from a closed list; how they look on the wire is `stream::shape`'s business.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 /// A request that could not be answered as asked.
@@ -16,6 +18,90 @@ pub struct Failure {
     pub detail: String,
     /// The upstream's own error object (`{"error": …}` or alike), when it sent one.
     pub upstream_error: Option<Bytes>,
+    /// When to try again and what is left, for a limit of ours.
+    pub quota: Option<Box<Quota>>,
+}
+
+/// What a client is told of the limit that refused it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// When the same request may pass.
+    pub retry_after: Duration,
+    /// The limit's size and what is left of it, if it counts requests.
+    pub requests: Option<(u64, u64)>,
+    /// The same if it counts tokens.
+    pub tokens: Option<(u64, u64)>,
+}
+
+/// The limits of admission: whose share of what was used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `limits.streams`.
+    Streams,
+    /// `limits.new_streams_per_second`.
+    Rate,
+    /// `limits.per_ip.streams`.
+    IpStreams,
+    /// `limits.per_ip.new_per_second`.
+    IpRate,
+    /// A tenant's `streams`.
+    TenantStreams,
+    /// A tenant's `new_per_second`.
+    TenantRate,
+    /// A tenant's `tokens_per_minute`.
+    TenantTokens,
+    /// `limits.failed_keys_per_minute`.
+    FailedKeys,
+    /// An upstream's `queue`.
+    QueueFull,
+    /// An upstream's `queue_wait`.
+    QueueWait,
+    /// The client's own deadline, or the route's `timeout`.
+    Deadline,
+    /// `limits.memory`.
+    Memory,
+    /// Open files.
+    Files,
+}
+
+impl Limit {
+    /// The `code` of the error body.
+    pub fn code(self) -> &'static str {
+        match self {
+            Limit::Streams => "streams_limit",
+            Limit::Rate => "new_streams_limit",
+            Limit::IpStreams => "address_streams_limit",
+            Limit::IpRate => "address_rate_limit",
+            Limit::TenantStreams => "tenant_streams_limit",
+            Limit::TenantRate => "tenant_rate_limit",
+            Limit::TenantTokens => "tenant_tokens_limit",
+            Limit::FailedKeys => "failed_keys_limit",
+            Limit::QueueFull => "queue_full",
+            Limit::QueueWait => "queue_timeout",
+            Limit::Deadline => "queue_deadline",
+            Limit::Memory => "memory_limit",
+            Limit::Files => "open_files_limit",
+        }
+    }
+
+    /// Whether it is the gateway that has no room, not this client that had its share.
+    pub fn overload(self) -> bool {
+        match self {
+            Limit::Streams
+            | Limit::Rate
+            | Limit::QueueFull
+            | Limit::QueueWait
+            | Limit::Deadline
+            | Limit::Memory
+            | Limit::Files => true,
+            Limit::IpStreams
+            | Limit::IpRate
+            | Limit::TenantStreams
+            | Limit::TenantRate
+            | Limit::TenantTokens
+            | Limit::FailedKeys => false,
+        }
+    }
 }
 
 /// Whose fault a failure is.
@@ -46,8 +132,12 @@ pub enum Kind {
     Method,
     /// An Upgrade request (WebSocket, realtime).
     Upgrade,
-    /// All stream permits are taken.
-    Streams,
+    /// A limit of admission was reached.
+    Limited(Limit),
+    /// The request has no key, or one that is none.
+    Key,
+    /// The request's body is larger than `limits.body`, or than what its route can collect.
+    BodyTooLarge,
     /// The gateway is shutting down.
     Draining,
     /// A bug of ours.
@@ -85,7 +175,13 @@ pub enum Kind {
 impl Failure {
     /// A failure with its explanation.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Failure {
-        Failure { kind, detail: detail.into(), upstream_error: None }
+        Failure { kind, detail: detail.into(), upstream_error: None, quota: None }
+    }
+
+    /// Refused by `limit`; the same request may pass after `retry_after`.
+    pub fn limited(limit: Limit, retry_after: Duration, detail: impl Into<String>) -> Failure {
+        let quota = Quota { retry_after, ..Quota::default() };
+        Failure { quota: Some(Box::new(quota)), ..Failure::new(Kind::Limited(limit), detail) }
     }
 
     /// With the upstream's own error object to hand on.
@@ -100,13 +196,16 @@ impl Kind {
     pub fn status(self) -> u16 {
         match self {
             Kind::BadRequest => 400,
+            Kind::Key => 401,
             Kind::NoRoute => 404,
             Kind::Method => 405,
             Kind::HeadSlow | Kind::BodySlow => 408,
+            Kind::BodyTooLarge => 413,
+            Kind::Limited(limit) if !limit.overload() => 429,
             Kind::HeadTooLarge => 431,
             Kind::Upgrade => 501,
             Kind::Internal => 500,
-            Kind::Streams | Kind::Draining => 503,
+            Kind::Limited(_) | Kind::Draining => 503,
             Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout | Kind::Total => 504,
             Kind::Dns
             | Kind::Connect
@@ -131,7 +230,9 @@ impl Kind {
             Kind::NoRoute => "no_route",
             Kind::Method => "method_not_allowed",
             Kind::Upgrade => "upgrade_not_supported",
-            Kind::Streams => "streams_limit",
+            Kind::Limited(limit) => limit.code(),
+            Kind::Key => "invalid_api_key",
+            Kind::BodyTooLarge => "body_too_large",
             Kind::Draining => "draining",
             Kind::Internal => "internal",
             Kind::Dns => "upstream_dns",
@@ -160,10 +261,14 @@ impl Kind {
             | Kind::BodySlow
             | Kind::NoRoute
             | Kind::Method
-            | Kind::Upgrade => FailureSide::Client,
-            Kind::Streams | Kind::Draining | Kind::Internal | Kind::Total | Kind::EventTooLong => {
-                FailureSide::Gateway
-            }
+            | Kind::Upgrade
+            | Kind::Key
+            | Kind::BodyTooLarge => FailureSide::Client,
+            Kind::Limited(_)
+            | Kind::Draining
+            | Kind::Internal
+            | Kind::Total
+            | Kind::EventTooLong => FailureSide::Gateway,
             Kind::Dns
             | Kind::Connect
             | Kind::ConnectTimeout

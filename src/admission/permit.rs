@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct Permits {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// One taken place; dropping it frees the place.
@@ -20,14 +20,14 @@ pub struct Permit(Arc<Permits>);
 impl Permits {
     /// `max` places, all free.
     pub fn new(max: usize) -> Arc<Permits> {
-        Arc::new(Permits { used: AtomicUsize::new(0), max })
+        Arc::new(Permits { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
     }
 
     /// Takes a place; `None` when all are taken.
     pub fn take(self: &Arc<Permits>) -> Option<Permit> {
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
-                (used < self.max).then_some(used + 1)
+                (used < self.max()).then_some(used + 1)
             })
             .ok()
             .map(|_| Permit(self.clone()))
@@ -40,7 +40,13 @@ impl Permits {
 
     /// How many places there are.
     pub fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many there are. What was taken stays taken: after a lower number nothing more is
+    /// given until enough has come back.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 }
 
@@ -64,5 +70,21 @@ mod tests {
         assert!(places.take().is_some(), "freed and taken again");
         drop(b);
         assert_eq!(places.used(), 0);
+    }
+
+    #[test]
+    fn a_lower_number_takes_nothing_away_and_gives_nothing_more() {
+        let places = Permits::new(3);
+        let taken: Vec<_> = (0..3).filter_map(|_| places.take()).collect();
+        places.set_max(2);
+        assert_eq!((places.used(), places.max()), (3, 2));
+        let mut taken = taken.into_iter();
+        drop(taken.next());
+        assert!(places.take().is_none(), "two are still taken");
+        drop(taken.next());
+        assert!(places.take().is_some());
+        places.set_max(9);
+        let more: Vec<_> = (0..9).filter_map(|_| places.take()).collect();
+        assert_eq!(more.len(), 8);
     }
 }

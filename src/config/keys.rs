@@ -26,9 +26,27 @@ const KEYS: &[&str] = &[
     "limits.connections",
     "limits.streams",
     "limits.new_streams_per_second",
+    "limits.new_streams_burst",
     "limits.per_ip.streams",
     "limits.per_ip.new_per_second",
+    "limits.failed_keys_per_minute",
     "limits.memory",
+    "limits.body",
+    "limits.body_time",
+    "limits.body_rate",
+    "cors.origins",
+    "cors.max_age",
+    "log.level",
+    "tenant.name",
+    "tenant.key.sha256",
+    "tenant.key.expires",
+    "tenant.key.disabled",
+    "tenant.disabled",
+    "tenant.streams",
+    "tenant.new_per_second",
+    "tenant.tokens_per_minute",
+    "tenant.weight",
+    "tenant.priority",
     "upstream.name",
     "upstream.urls",
     "upstream.http",
@@ -48,12 +66,16 @@ const KEYS: &[&str] = &[
     "route.upstream",
     "route.family",
     "route.heartbeat_style",
+    "route.auth",
+    "route.timeout",
+    "route.body_buffer",
     "route.resume",
 ];
 
 /// Every key path of the contract, such as `upstream.credential.env`, without array indices.
 ///
-/// `upstream.headers` and `upstream.query` are tables with names of the user's choice.
+/// `upstream.headers`, `upstream.query` and `tenant.tokens_per_minute` are tables with names of the
+/// user's choice.
 pub fn keys() -> &'static [&'static str] {
     KEYS
 }
@@ -89,7 +111,10 @@ mod tests {
 
     #[test]
     fn children_are_direct_and_unique() {
-        assert_eq!(children(""), ["server", "admin", "stream", "limits", "upstream", "route"]);
+        assert_eq!(
+            children(""),
+            ["server", "admin", "stream", "limits", "cors", "log", "tenant", "upstream", "route"]
+        );
         assert_eq!(children("server.tls"), ["cert", "key", "client_ca"]);
         assert_eq!(children("limits").iter().filter(|name| **name == "per_ip").count(), 1);
         assert!(children("upstream.headers").is_empty());

@@ -1,5 +1,8 @@
 //! `[limits]`: how much the whole process takes on, and the open-file limit's share in that.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use super::fault::{Notice, NoticeKind};
 use super::read::{Reading, Section};
 use crate::limits::RESERVED_FILES;
@@ -13,10 +16,20 @@ pub struct Limits {
     pub streams: usize,
     /// New proxied requests per second.
     pub new_streams_per_second: u32,
+    /// How many of them may come at once after a quiet time; 0 = one second's worth.
+    pub new_streams_burst: u32,
     /// Bounds of each client address; `None` = off.
     pub per_ip: Option<PerIp>,
-    /// Bytes that all streams' backlogs may hold together.
+    /// Requests with a key that is none, per client address; 0 = without limit.
+    pub failed_keys_per_minute: u32,
+    /// Bytes that request bodies, backlogs and queues may hold together.
     pub memory: u64,
+    /// Largest request body, bytes.
+    pub body: u64,
+    /// Longest time for a whole request body.
+    pub body_time: Duration,
+    /// Least bytes per second of a request body, on average since it began; 0 = none.
+    pub body_rate: u64,
 }
 
 /// Bounds of one client address; at least one of them is set.
@@ -34,8 +47,13 @@ impl Default for Limits {
             connections: 18_000,
             streams: 15_000,
             new_streams_per_second: 1_000,
+            new_streams_burst: 0,
             per_ip: None,
+            failed_keys_per_minute: 60,
             memory: 1 << 30,
+            body: 100 << 20,
+            body_time: Duration::from_secs(600),
+            body_rate: 256,
         }
     }
 }
@@ -65,6 +83,7 @@ impl Limits {
 }
 
 const MANY: u64 = 10_000_000;
+const BODY_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=super::LONGEST;
 const PER_SECOND: u64 = 10_000_000;
 
 pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
@@ -79,10 +98,29 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
             1..=PER_SECOND,
             d.new_streams_per_second,
         ),
+        new_streams_burst: r.number(&s, "new_streams_burst", 0..=PER_SECOND, d.new_streams_burst),
         per_ip: read_per_ip(r, &s),
+        failed_keys_per_minute: r.number(
+            &s,
+            "failed_keys_per_minute",
+            0..=PER_SECOND,
+            d.failed_keys_per_minute,
+        ),
         memory: r.size(&s, "memory", 1 << 20..=16 << 40, d.memory),
+        body: r.size(&s, "body", 1024..=1 << 40, d.body),
+        body_time: r.duration(&s, "body_time", &BODY_TIME, d.body_time),
+        body_rate: r.size(&s, "body_rate", 0..=1 << 30, d.body_rate),
     };
-    for name in ["new_streams_per_second", "per_ip", "memory"] {
+    for name in [
+        "new_streams_per_second",
+        "new_streams_burst",
+        "per_ip",
+        "failed_keys_per_minute",
+        "memory",
+        "body",
+        "body_time",
+        "body_rate",
+    ] {
         r.not_yet(&s, name, "is checked but has no effect yet");
     }
     limits

@@ -12,17 +12,20 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 mod advice;
+mod cors;
 mod credential;
 mod fault;
 mod files;
 mod headers;
 mod keys;
 mod limits;
+mod log;
 mod nearest;
 mod read;
 mod route;
 mod server;
 mod stream;
+mod tenant;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -30,13 +33,16 @@ mod upstream;
 mod url;
 mod values;
 
+pub use cors::Cors;
 pub use credential::{Credential, CredentialSource};
 pub use fault::{Fault, Faults, Notice, NoticeKind};
 pub use keys::keys;
 pub use limits::{Limits, PerIp};
-pub use route::{Family, HeartbeatStyle, Route};
+pub use log::{Level, Log};
+pub use route::{Auth, Family, HeartbeatStyle, Route};
 pub use server::{Admin, Server, Tls};
 pub use stream::Stream;
+pub use tenant::{Key, Priority, Tenant};
 pub use upstream::{HttpVersion, Upstream};
 pub use url::{Scheme, Url};
 
@@ -56,6 +62,12 @@ pub struct Config {
     pub stream: Stream,
     /// Bounds of the process.
     pub limits: Limits,
+    /// Web pages that may use the gateway.
+    pub cors: Cors,
+    /// The log.
+    pub log: Log,
+    /// Who may use routes that ask for a key.
+    pub tenants: Vec<Tenant>,
     /// The upstreams, at least one.
     pub upstreams: Vec<Upstream>,
     /// The routes, at least one; each refers to an upstream by index.
@@ -118,6 +130,9 @@ pub fn for_upstream(url: &str) -> Result<Loaded, Faults> {
         admin: Admin::default(),
         stream: Stream::default(),
         limits: Limits::default(),
+        cors: Cors::default(),
+        log: Log::default(),
+        tenants: Vec::new(),
         routes: route::for_url(&url),
         upstreams: vec![Upstream::new("main", url)],
     };
@@ -135,12 +150,14 @@ fn parse_with(text: &str, file_name: &str, env: Env<'_>) -> Result<Loaded, Fault
     let (server, admin) = server::read(&mut r, &root);
     let stream = stream::read(&mut r, &root);
     let limits = limits::read(&mut r, &root);
+    let (cors, log) = (cors::read(&mut r, &root), log::read(&mut r, &root));
+    let tenants = tenant::read(&mut r, &root);
     let upstreams = upstream::read(&mut r, &root);
-    let routes = route::read(&mut r, &root, &upstreams);
+    let routes = route::read(&mut r, &root, &upstreams, !tenants.is_empty());
     if !r.faults.is_empty() {
         return Err(in_order(r.faults));
     }
-    let config = Config { server, admin, stream, limits, upstreams, routes };
+    let config = Config { server, admin, stream, limits, cors, log, tenants, upstreams, routes };
     let advice = config.advice().into_iter().map(|notice| {
         let line = r.place(&notice.key).line;
         Notice { line, ..notice }

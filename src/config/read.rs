@@ -150,19 +150,22 @@ impl<'e> Reading<'e> {
         }
     }
 
-    /// The tables of the array `name` inside the root: `[[upstream]]`, `[[route]]`.
-    pub(super) fn sections<'t>(&mut self, root: &Section<'t>, name: &str) -> Vec<Section<'t>> {
-        let Some((place, value)) = self.field(root, name) else { return Vec::new() };
+    /// The tables of the array `name` inside `parent`: `[[upstream]]`, `[[tenant.key]]`.
+    pub(super) fn sections<'t>(&mut self, parent: &Section<'t>, name: &str) -> Vec<Section<'t>> {
+        let Some((place, value)) = self.field(parent, name) else { return Vec::new() };
+        let path = schema(&place.key);
         let DeValue::Array(items) = value.get_ref() else {
-            self.fault(&place, format!("there may be several; write [[{name}]]"));
+            self.fault(&place, format!("there may be several; write [[{path}]]"));
             return Vec::new();
         };
         let mut sections = Vec::with_capacity(items.len());
         for (n, item) in items.iter().enumerate() {
-            let place =
-                Place { key: format!("{name}[{n}]"), line: Some(self.line(item.span().start)) };
+            let place = Place {
+                key: format!("{}[{n}]", place.key),
+                line: Some(self.line(item.span().start)),
+            };
             match item.get_ref() {
-                DeValue::Table(table) => sections.push(self.open(place, name, table)),
+                DeValue::Table(table) => sections.push(self.open(place, &path, table)),
                 other => self.fault(&place, format!("must be a table, found {}", found(other))),
             }
         }

@@ -3,6 +3,9 @@
 //! Paths are those of the `matchit` router; the same router judges them here, so that what loads
 //! also routes. Refuses patterns of other routers (`/v1/*`, `/:id`), which it would take literally.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use matchit::{InsertError, Router};
 
 use super::nearest::nearest;
@@ -26,8 +29,27 @@ pub struct Route {
     pub family: Family,
     /// How heartbeats are written.
     pub heartbeat_style: HeartbeatStyle,
+    /// What a client has to show.
+    pub auth: Auth,
+    /// Longest wait of a request in a queue, from its arrival; `None` = `upstream.queue_wait` alone.
+    pub timeout: Option<Duration>,
+    /// How much of a request body is collected before it is sent on, where that is needed, bytes.
+    pub body_buffer: u64,
     /// True if streams survive their client and can be taken up again.
     pub resume: bool,
+}
+
+/// What a route asks of its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// Nothing; a credential that they bring goes to the upstream, if that has none of its own.
+    None,
+    /// A tenant's key; it does not go on to the upstream.
+    Key,
+}
+
+impl Auth {
+    const ALL: [(&'static str, Auth); 2] = [("none", Auth::None), ("key", Auth::Key)];
 }
 
 /// Whose API a route speaks: what marks the end of a stream, and how errors look.
@@ -98,6 +120,7 @@ impl HeartbeatStyle {
     }
 }
 
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONGEST;
 const ROUTES: usize = 1024;
 const DEFAULT_PATH: &str = "/v1/{*rest}";
 
@@ -112,6 +135,9 @@ impl Route {
             upstream,
             family: Family::Auto,
             heartbeat_style: HeartbeatStyle::Comment,
+            auth: Auth::None,
+            timeout: None,
+            body_buffer: 1 << 20,
             resume: false,
         }
     }
@@ -129,14 +155,21 @@ pub(super) fn for_url(url: &Url) -> Vec<Route> {
     routes
 }
 
-pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>, upstreams: &[Upstream]) -> Vec<Route> {
+/// With `tenants` a key is asked for unless a route says otherwise.
+pub(super) fn read(
+    r: &mut Reading<'_>,
+    root: &Section<'_>,
+    upstreams: &[Upstream],
+    tenants: bool,
+) -> Vec<Route> {
+    let auth = if tenants { Auth::Key } else { Auth::None };
     let sections = r.sections(root, "route");
     if r.lacks(root, "route") {
         if upstreams.len() > 1 {
             let nowhere = r.place("route");
             r.fault(&nowhere, "there is none; with several upstreams, write a [[route]] for each");
         }
-        return vec![Route::new(DEFAULT_PATH, 0)];
+        return vec![Route { auth, ..Route::new(DEFAULT_PATH, 0) }];
     }
     if sections.len() > ROUTES {
         let place = r.place("route");
@@ -145,7 +178,12 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>, upstreams: &[Upstrea
     let mut router = Router::new();
     let mut routes = Vec::new();
     for section in sections.iter().take(ROUTES) {
-        let route = read_one(r, section, upstreams, &mut router, routes.len());
+        let mut route = read_one(r, section, upstreams, &mut router, routes.len());
+        route.auth = r.choice(section, "auth", &Auth::ALL, auth);
+        if route.auth == Auth::Key && !tenants {
+            let place = section.place.below("auth");
+            r.fault(&place, "asks for keys, but there are none; write a [[tenant]]");
+        }
         routes.push(route);
     }
     routes
@@ -170,10 +208,15 @@ fn read_one(
     route.family = r.choice(s, "family", &Family::ALL, route.family);
     route.heartbeat_style =
         r.choice(s, "heartbeat_style", &HeartbeatStyle::ALL, route.heartbeat_style);
+    route.timeout = r.duration_or_off(s, "timeout", &TIMEOUT, route.timeout);
+    route.body_buffer = r.size(s, "body_buffer", 0..=1 << 30, route.body_buffer);
     route.resume = r.flag(s, "resume", route.resume);
 
     if matches!(route.family, Family::Responses | Family::Anthropic) {
         r.not_yet(s, "family", "is kept, but this family is not fully served yet");
+    }
+    for name in ["auth", "timeout", "body_buffer"] {
+        r.not_yet(s, name, "is checked but has no effect yet");
     }
     if route.resume {
         r.not_yet(s, "resume", "has no effect yet: streams end with their client");

@@ -109,8 +109,32 @@ max_event = "2MiB"
 connections = 10
 streams = 11
 new_streams_per_second = 12
+new_streams_burst = 15
 per_ip = { streams = 13, new_per_second = 14 }
+failed_keys_per_minute = 16
 memory = "15MB"
+body = "2MiB"
+body_time = "90s"
+body_rate = "1KiB"
+[cors]
+origins = ["https://App.example", "*"]
+max_age = "1m"
+[log]
+level = "debug"
+[[tenant]]
+name = "team"
+disabled = true
+streams = 17
+new_per_second = 18
+tokens_per_minute = { "gpt-4.1" = 19, "*" = 20 }
+weight = 21
+priority = "batch"
+[[tenant.key]]
+sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+expires = 2027-01-31
+disabled = true
+[[tenant.key]]
+sha256 = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
 [[upstream]]
 name = "first"
 urls = ["https://a.example/openai/v1", "http://b:8000"]
@@ -133,11 +157,40 @@ path = "/v1/messages"
 upstream = "second"
 family = "anthropic"
 heartbeat_style = "comment-frame"
+auth = "none"
+timeout = "22s"
+body_buffer = "23KiB"
 resume = true
 "#;
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap()
+}
+
+fn tenant() -> Tenant {
+    let mut hash = [0; 32];
+    for (byte, value) in
+        hash.iter_mut().zip([1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef].repeat(4))
+    {
+        *byte = value;
+    }
+    let mut backwards = hash;
+    backwards.reverse();
+    let backwards = backwards.map(|byte: u8| byte.rotate_left(4));
+    let models = [("gpt-4.1", 19), ("*", 20)];
+    Tenant {
+        name: "team".to_owned(),
+        keys: vec![
+            Key { sha256: hash, expires: Some(1_801_353_600), disabled: true },
+            Key { sha256: backwards, expires: None, disabled: false },
+        ],
+        disabled: true,
+        streams: Some(17),
+        new_per_second: Some(18),
+        tokens_per_minute: models.map(|(name, tokens)| (name.to_owned(), tokens)).into(),
+        weight: 21,
+        priority: Priority::Batch,
+    }
 }
 
 fn everything(files: &Files) -> Config {
@@ -198,9 +251,21 @@ fn everything(files: &Files) -> Config {
             connections: 10,
             streams: 11,
             new_streams_per_second: 12,
+            new_streams_burst: 15,
             per_ip: Some(PerIp { streams: Some(13), new_per_second: Some(14) }),
+            failed_keys_per_minute: 16,
             memory: 15_000_000,
+            body: 2 << 20,
+            body_time: Duration::from_secs(90),
+            body_rate: 1024,
         },
+        cors: Cors {
+            origins: vec!["https://app.example".to_owned()],
+            any: true,
+            max_age: Duration::from_secs(60),
+        },
+        log: Log { level: Level::Debug },
+        tenants: vec![tenant()],
         upstreams: vec![first, second],
         routes: vec![Route {
             path: "/v1/messages".to_owned(),
@@ -208,6 +273,9 @@ fn everything(files: &Files) -> Config {
             upstream: 1,
             family: Family::Anthropic,
             heartbeat_style: HeartbeatStyle::CommentFrame,
+            auth: Auth::None,
+            timeout: Some(Duration::from_secs(22)),
+            body_buffer: 23 << 10,
             resume: true,
         }],
     }
@@ -234,6 +302,8 @@ fn the_least_configuration_has_the_defaults() {
     assert_eq!(all.admin.listen, socket("127.0.0.1:9464"));
     assert_eq!(all.stream, Stream::default());
     assert_eq!(all.limits, Limits::default());
+    assert_eq!((all.cors, all.log), (Cors::default(), Log::default()));
+    assert_eq!(all.tenants, []);
     assert_eq!(all.upstreams, [Upstream::new("main", url::parse("https://h").unwrap())]);
     assert_eq!(all.routes, [Route::new("/v1/{*rest}", 0)]);
     assert_eq!(all.routes[0].literal_prefix, "/v1");
@@ -265,7 +335,17 @@ max_event = "16MiB"
 connections = 18000
 streams = 15000
 new_streams_per_second = 1000
+new_streams_burst = 0
+failed_keys_per_minute = 60
 memory = "1GiB"
+body = "100MiB"
+body_time = "10m"
+body_rate = "256B"
+[cors]
+origins = []
+max_age = "10m"
+[log]
+level = "info"
 [[upstream]]
 name = "main"
 urls = ["https://h"]
@@ -282,6 +362,9 @@ path = "/v1/{*rest}"
 upstream = "main"
 family = "auto"
 heartbeat_style = "comment"
+auth = "none"
+timeout = "off"
+body_buffer = "1MiB"
 resume = false
 "#;
     assert_eq!(config(stated), config(&with("")));
@@ -289,7 +372,10 @@ resume = false
 
 /// The dotted or indexed path under which a fault about `key` is reported.
 fn reported(key: &str) -> String {
-    key.replace("upstream.", "upstream[0].").replace("route.", "route[0].")
+    key.replace("upstream.", "upstream[0].")
+        .replace("route.", "route[0].")
+        .replace("tenant.key.", "tenant.key[0].")
+        .replace("tenant.", "tenant[0].")
 }
 
 /// A document in which `key` has `value`, and nothing else is unusual.
@@ -300,13 +386,17 @@ fn document(key: &str, value: &str) -> String {
         "upstream" if rest == "urls" => format!("[[upstream]]\n{line}"),
         "upstream" => upstream(&line),
         "route" => route(&line),
+        "tenant" => match rest.strip_prefix("key.") {
+            Some(rest) => with(&format!("[[tenant]]\n[[tenant.key]]\n{rest} = {value}\n")),
+            None => with(&format!("[[tenant]]\n{line}")),
+        },
         _ => with(&format!("[{section}]\n{line}")),
     }
 }
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 43);
+    assert_eq!(keys().len(), 64);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -378,7 +468,7 @@ fn faults_of_server_and_admin() {
         ("trusted_proxies = [\"lan\"]", "trusted_proxies[0]", "\"10.0.0.0/8\""),
         ("lisen = []", "lisen", "unknown key; nearest valid key: listen"),
         ("heartbeat = \"15s\"", "heartbeat", "it belongs under stream"),
-        ("timeout = \"15s\"", "timeout", "valid here: listen, workers"),
+        ("patience = \"15s\"", "patience", "valid here: listen, workers"),
         ("tls = true", "tls", "must be a table, found a boolean"),
     ] {
         one_fault(&with(&format!("[server]\n{line}")), 2, &format!("server.{key}"), part);
@@ -860,7 +950,7 @@ fn blocks(info: &str) -> Vec<&'static str> {
 fn the_manual_names_every_key() {
     for key in keys() {
         let (section, name) = key.split_once('.').unwrap();
-        let heading = if matches!(section, "upstream" | "route") {
+        let heading = if matches!(section, "tenant" | "upstream" | "route") {
             format!("\n## `[[{section}]]`\n")
         } else {
             format!("\n## `[{section}]`\n")

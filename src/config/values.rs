@@ -57,21 +57,56 @@ impl Reading<'_> {
         N: TryFrom<u64>,
     {
         let Some((place, value)) = self.field(s, name) else { return default };
-        let DeValue::Integer(integer) = value.get_ref() else {
-            let text = format!("must be an integer, found {}", found(value.get_ref()));
-            self.fault(&place, text);
-            return default;
+        let read = self.integer(&place, value.get_ref(), &range);
+        read.and_then(|n| N::try_from(n).ok()).unwrap_or(default)
+    }
+
+    fn integer(
+        &mut self,
+        place: &Place,
+        value: &DeValue<'_>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let DeValue::Integer(integer) = value else {
+            self.fault(place, format!("must be an integer, found {}", found(value)));
+            return None;
         };
         let read = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
-        match read.filter(|n| range.contains(n)).and_then(|n| N::try_from(n).ok()) {
-            Some(number) => number,
-            None => {
-                let shown = quoted(&integer.to_string()).replace('"', "");
-                let (min, max) = range.into_inner();
-                self.fault(&place, format!("{shown} is out of range; write {min} to {max}"));
-                default
+        let number = read.filter(|n| range.contains(n));
+        if number.is_none() {
+            let shown = quoted(&integer.to_string()).replace('"', "");
+            let (min, max) = (range.start(), range.end());
+            self.fault(place, format!("{shown} is out of range; write {min} to {max}"));
+        }
+        number
+    }
+
+    /// The names and numbers of a table with names of the user's choice.
+    pub(super) fn numbers(
+        &mut self,
+        s: &Section<'_>,
+        name: &str,
+        most: usize,
+        range: RangeInclusive<u64>,
+    ) -> Vec<(Place, String, u64)> {
+        let Some((place, value)) = self.field(s, name) else { return Vec::new() };
+        let DeValue::Table(table) = value.get_ref() else {
+            let found = found(value.get_ref());
+            self.fault(&place, format!("must be a table of integers, found {found}"));
+            return Vec::new();
+        };
+        if table.len() > most {
+            self.fault(&place, format!("has {} entries; at most {most} are possible", table.len()));
+        }
+        let mut numbers = Vec::new();
+        for (key, value) in table.iter().take(most) {
+            let line = Some(self.line(key.span().start));
+            let at = Place { key: join(&place.key, key.get_ref()), line };
+            if let Some(number) = self.integer(&at, value.get_ref(), &range) {
+                numbers.push((at, key.get_ref().to_string(), number));
             }
         }
+        numbers
     }
 
     /// `true` or `false`.

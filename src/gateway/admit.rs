@@ -1,7 +1,9 @@
 //! Whether one more request may run now.
 
+use std::time::Duration;
+
 use crate::admission::permit::Permit;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Limit};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Identity;
 use crate::telemetry::cells::Rejection;
@@ -20,8 +22,9 @@ pub fn admit(gateway: &Gateway, _identity: &Identity) -> Result<Permit, Failure>
     gateway.streams.take().ok_or_else(|| {
         cells.rejections(Rejection::Streams).inc();
         let max = gateway.streams.max();
-        Failure::new(
-            Kind::Streams,
+        Failure::limited(
+            Limit::Streams,
+            Duration::from_secs(1),
             format!("limits.streams = {max} streams are running; try later"),
         )
     })

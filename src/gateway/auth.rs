@@ -1,5 +1,7 @@
 //! Who a client is. Tenants and keys come later; until then everyone is the same.
 
+use std::net::IpAddr;
+
 use http::HeaderMap;
 
 use crate::error::Failure;
@@ -12,6 +14,6 @@ pub struct Identity;
 ///
 /// # Errors
 /// None yet.
-pub fn identify(_route: &Route, _headers: &HeaderMap) -> Result<Identity, Failure> {
+pub fn identify(_route: &Route, _headers: &HeaderMap, _peer: IpAddr) -> Result<Identity, Failure> {
     Ok(Identity)
 }

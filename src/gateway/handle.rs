@@ -3,6 +3,7 @@
 //! Invariant: exactly one answer per request, and the permit travels inside it.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -36,10 +37,11 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 type Sending = Pin<Box<dyn Future<Output = Result<Answer, Failure>>>>;
 
-/// Answers one request.
+/// Answers one request that came over a connection with `peer`.
 pub async fn handle(
     gateway: Rc<Gateway>,
     control: Rc<Control>,
+    peer: IpAddr,
     request: Request<RequestBody>,
 ) -> Response<ClientBody> {
     let id = request_id(request.headers());
@@ -47,7 +49,7 @@ pub async fn handle(
     let path = request.uri().path();
     let route = plan.routes.find(path).ok();
     let family = sse::family_of(path, Family::Auto);
-    let proxied = Box::pin(proxy(&gateway, &plan, &control, &id, request));
+    let proxied = Box::pin(proxy(&gateway, &plan, &control, peer, &id, request));
     let mut response = match catch_panic(&control, proxied).await {
         Ok(Ok(response)) => response,
         Ok(Err(failure)) => reply::refused(family, &failure),
@@ -70,13 +72,14 @@ async fn proxy(
     gateway: &Rc<Gateway>,
     plan: &Plan,
     control: &Rc<Control>,
+    peer: IpAddr,
     id: &str,
     request: Request<RequestBody>,
 ) -> Result<Response<ClientBody>, Failure> {
     let counted = |limit: Rejection| move |f| (gateway.cells().rejections(limit).inc(), f).1;
     check::check(&request).map_err(counted(Rejection::BadRequest))?;
     let route = plan.routes.find(request.uri().path()).map_err(counted(Rejection::NoRoute))?;
-    let identity = auth::identify(route, request.headers())?;
+    let identity = auth::identify(route, request.headers(), peer)?;
     let permit = admit::admit(gateway, &identity)?;
 
     let client = request.version();

@@ -1,13 +1,14 @@
 //! The heads of answers, and the answers the gateway makes itself.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version};
 
 use crate::config::Family;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Quota};
 use crate::stream::body::ClientBody;
 use crate::stream::control::Control;
 use crate::stream::core::Stream;
@@ -18,6 +19,19 @@ use crate::wire::head;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("tidegate-request-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// Limit, what is left of it, and when it is whole again, as OpenAI names them.
+const RATE_LIMIT_REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const RATE_LIMIT_TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+/// How soon another instance is expected to answer while this one shuts down.
+const SUCCESSOR: Duration = Duration::from_secs(1);
 
 /// A head for an event stream: the upstream's, or a plain 200 when the client is promised one
 /// before the upstream's head is there.
@@ -69,11 +83,11 @@ pub fn refused(family: Family, failure: &Failure) -> Response<ClientBody> {
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(quota) = &failure.quota {
+        tell(headers, quota);
+    }
     match failure.kind {
-        Kind::Streams | Kind::Draining => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from_static("1000"));
-        }
+        Kind::Draining => tell(headers, &Quota { retry_after: SUCCESSOR, ..Quota::default() }),
         Kind::Method => {
             let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             headers.insert(header::ALLOW, allowed);
@@ -83,6 +97,21 @@ pub fn refused(family: Family, failure: &Failure) -> Response<ClientBody> {
         _ => {}
     }
     response
+}
+
+/// When to come back, in the words that SDKs read: they prefer milliseconds and round seconds up.
+fn tell(headers: &mut HeaderMap, quota: &Quota) {
+    let millis = u64::try_from(quota.retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+    headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+    let counted = [(&RATE_LIMIT_REQUESTS, quota.requests), (&RATE_LIMIT_TOKENS, quota.tokens)];
+    for ([limit, remaining, reset], counted) in counted {
+        let Some((size, left)) = counted else { continue };
+        headers.insert(limit, HeaderValue::from(size));
+        headers.insert(remaining, HeaderValue::from(left));
+        let millis = HeaderValue::from_str(&format!("{millis}ms")).expect("digits and letters");
+        headers.insert(reset, millis);
+    }
 }
 
 /// A refusal as raw HTTP/1.1, for a request that hyper must not see.

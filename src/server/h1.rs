@@ -58,6 +58,7 @@ enum Verdict {
 /// Serves `io` until it is closed, or until a response streams.
 pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
     let gateway = floor.gateway.clone();
+    let Some(peer) = io.peer() else { return };
     let (inbound, state) = (io.inbound(), io.state());
     let current: Rc<RefCell<Weak<Control>>> = Rc::default();
     let slot: Rc<Slot> = Rc::default();
@@ -76,7 +77,7 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
             let request = request.map(RequestBody::H1);
             async move {
                 let no_relay = gateway.no_relay;
-                let response = handle(gateway, control, request).await;
+                let response = handle(gateway, control, peer, request).await;
                 if no_relay {
                     return Ok(response);
                 }

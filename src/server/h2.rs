@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -38,6 +39,7 @@ use crate::wire::wheel::{Tick, Timer};
 /// What a connection and the tasks of its streams share.
 struct Streams {
     gateway: Rc<Gateway>,
+    peer: IpAddr,
     io: Rc<IoState>,
     live: Cell<usize>,
     /// Wakes the connection when its last stream ends.
@@ -47,8 +49,10 @@ struct Streams {
 /// Serves `io` until it is closed.
 pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
     let gateway = floor.gateway.clone();
+    let Some(peer) = io.peer() else { return };
     let streams = Rc::new(Streams {
         gateway: gateway.clone(),
+        peer,
         io: io.state(),
         live: Cell::new(0),
         connection: RefCell::default(),
@@ -180,7 +184,7 @@ impl StreamTask {
         let (head, body) = request.into_parts();
         let body = RequestBody::h2(body, &head.headers);
         let request = Request::from_parts(head, body);
-        let handling = Box::pin(handle(gateway.clone(), control.clone(), request));
+        let handling = Box::pin(handle(gateway.clone(), control.clone(), streams.peer, request));
         let phase = Phase::Head { handling, respond, bodiless, place: 0 };
         streams.live.set(streams.live.get() + 1);
         tokio::task::spawn_local(StreamTask { phase, control, streams: streams.clone() });

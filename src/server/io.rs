@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -102,6 +103,15 @@ impl ClientIo {
         debug_assert!(self.ahead.is_none(), "hyper reads what is ahead before it reads on");
         self.ahead = Ahead::of(read, true);
         self
+    }
+
+    /// Who is at the other end; `None` once the connection is gone.
+    pub fn peer(&self) -> Option<IpAddr> {
+        let tcp = match &self.socket {
+            Socket::Plain(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_ref().0,
+        };
+        tcp.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
 
     /// What the guard knows.

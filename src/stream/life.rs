@@ -270,7 +270,7 @@ pub fn reason_of(kind: Kind) -> Reason {
     match kind {
         Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
         Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
-        Kind::Total | Kind::EventTooLong | Kind::Streams => Reason::Limit,
+        Kind::Total | Kind::EventTooLong | Kind::Limited(_) => Reason::Limit,
         Kind::Draining => Reason::Drain,
         Kind::Internal => Reason::Internal,
         Kind::Dns
@@ -287,6 +287,8 @@ pub fn reason_of(kind: Kind) -> Reason {
         | Kind::BodySlow
         | Kind::NoRoute
         | Kind::Method
-        | Kind::Upgrade => Reason::ClientClosed,
+        | Kind::Upgrade
+        | Kind::Key
+        | Kind::BodyTooLarge => Reason::ClientClosed,
     }
 }

@@ -5,6 +5,8 @@
 //! [`Shape`](super::cells::Shape) instead. Invariant: `ALL` lists every value once, in the order of
 //! its index, and `as_str` is what scrapers see (contract: renaming one breaks dashboards).
 
+use crate::error::Limit;
+
 /// Declares a closed list of label values: the enum, `ALL`, `as_str`, the index into cell arrays.
 macro_rules! closed_list {
     ($(#[$meta:meta])* $name:ident {
@@ -167,8 +169,34 @@ closed_list! {
     Rejection {
         /// `limits.connections`.
         Connections = "connections",
-        /// `limits.streams`, or an upstream's share of them.
+        /// `limits.streams`.
         Streams = "streams",
+        /// `limits.new_streams_per_second`.
+        Rate = "new_streams",
+        /// `limits.per_ip.streams`.
+        IpStreams = "ip_streams",
+        /// `limits.per_ip.new_per_second`.
+        IpRate = "ip_new_streams",
+        /// A tenant's `streams`.
+        TenantStreams = "tenant_streams",
+        /// A tenant's `new_per_second`.
+        TenantRate = "tenant_new_streams",
+        /// A tenant's `tokens_per_minute`.
+        TenantTokens = "tenant_tokens",
+        /// An upstream's `queue`.
+        QueueFull = "queue",
+        /// An upstream's `queue_wait`.
+        QueueWait = "queue_wait",
+        /// The client's own deadline or its route's `timeout`, while it was queued.
+        Deadline = "deadline",
+        /// `limits.memory`.
+        Memory = "memory",
+        /// Open files.
+        Files = "open_files",
+        /// No key, or one that is none.
+        Key = "key",
+        /// `limits.failed_keys_per_minute`.
+        FailedKeys = "failed_keys",
         /// The gateway is draining.
         Drain = "drain",
         /// Malformed or ambiguous framing.
@@ -179,6 +207,26 @@ closed_list! {
         Head = "head",
         /// The request body was too large or too slow.
         Body = "body",
+    }
+}
+
+impl From<Limit> for Rejection {
+    fn from(limit: Limit) -> Rejection {
+        match limit {
+            Limit::Streams => Rejection::Streams,
+            Limit::Rate => Rejection::Rate,
+            Limit::IpStreams => Rejection::IpStreams,
+            Limit::IpRate => Rejection::IpRate,
+            Limit::TenantStreams => Rejection::TenantStreams,
+            Limit::TenantRate => Rejection::TenantRate,
+            Limit::TenantTokens => Rejection::TenantTokens,
+            Limit::FailedKeys => Rejection::FailedKeys,
+            Limit::QueueFull => Rejection::QueueFull,
+            Limit::QueueWait => Rejection::QueueWait,
+            Limit::Deadline => Rejection::Deadline,
+            Limit::Memory => Rejection::Memory,
+            Limit::Files => Rejection::Files,
+        }
     }
 }
 
