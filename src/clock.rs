@@ -27,6 +27,11 @@ impl Moment {
         Moment(self.0.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
     }
 
+    /// Nanoseconds since the process's first look at the clock.
+    pub fn nanos(self) -> u64 {
+        self.0
+    }
+
     /// The tick of the timer wheel this moment falls into, whole ticks since the start.
     pub fn ticks(self) -> u32 {
         u32::try_from(u128::from(self.0) / TICK.as_nanos()).unwrap_or(u32::MAX)
@@ -94,6 +99,7 @@ mod tests {
         assert_eq!(first.since(second), Duration::ZERO);
         assert_eq!((first.ticks(), second.ticks()), (2, 10));
         assert_eq!(first.after(Duration::from_millis(750)), second);
+        assert_eq!(second.nanos(), 1_000_000_000);
     }
 
     #[test]

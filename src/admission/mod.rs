@@ -4,3 +4,4 @@
 //! of HTTP. Invariant: whatever is taken is given back exactly once, by dropping what was taken.
 
 pub mod permit;
+pub mod rate;
