@@ -81,6 +81,9 @@ pub const SCANNED_VALUE_BYTES: usize = 256;
 /// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
 /// 500 bytes each this bounds the queue to 4 MiB.
 pub const LOG_LINES: usize = 8192;
+/// Most that one request is charged of its tenant's tokens, minutes' worth of that limit: a day. A
+/// count that is nonsense does not shut the tenant out until the next start.
+pub const TOKEN_MINUTES: u32 = 24 * 60;
 
 /// First pause after a failed accept (out of files).
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);

@@ -5,3 +5,4 @@
 
 pub mod permit;
 pub mod rate;
+pub mod tokens;
