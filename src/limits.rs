@@ -81,9 +81,14 @@ pub const SCANNED_VALUE_BYTES: usize = 256;
 /// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
 /// 500 bytes each this bounds the queue to 4 MiB.
 pub const LOG_LINES: usize = 8192;
+
 /// Most that one request is charged of its tenant's tokens, minutes' worth of that limit: a day. A
 /// count that is nonsense does not shut the tenant out until the next start.
 pub const TOKEN_MINUTES: u32 = 24 * 60;
+/// Client addresses (an IPv6 one is its /64) whose streams, rate and failed attempts are
+/// remembered at once; for one more, an idle one is forgotten. At 100 bytes each at most they cost
+/// up to 6.6 MB; a test of `admission::addresses` measures it.
+pub const ADDRESSES: usize = 65_536;
 
 /// First pause after a failed accept (out of files).
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
