@@ -141,10 +141,14 @@ pub const ADMIN_CONNECTIONS: usize = 64;
 pub const ADMIN_CONNECTION_LIFE: Duration = Duration::from_secs(300);
 /// Longest request id taken over from a client, visible ASCII characters.
 pub const REQUEST_ID: usize = 128;
+/// While requests of both classes wait for an upstream, one grant in so many goes to `batch`; and
+/// the queue's part that `interactive` requests cannot take from it is one in so many.
+pub const BATCH_SHARE: usize = 8;
 
 const _: () = {
     assert!(COMMIT_BYTES <= BODY_PREFETCH);
     assert!(UPSTREAM_IDLE.as_secs() < 60, "upstreams close idle connections from 60 s on");
     assert!(UPSTREAM_PING.as_secs() >= 30, "servers answer faster pings with GOAWAY");
+    assert!(BATCH_SHARE >= 2, "`interactive` is served first");
     assert!(CUT_LINGER.as_millis() > TICK.as_millis());
 };
