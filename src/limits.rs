@@ -141,6 +141,9 @@ pub const ADMIN_CONNECTIONS: usize = 64;
 pub const ADMIN_CONNECTION_LIFE: Duration = Duration::from_secs(300);
 /// Longest request id taken over from a client, visible ASCII characters.
 pub const REQUEST_ID: usize = 128;
+/// The last part of `limits.memory` is kept for work that has begun: one in so many. New requests
+/// are refused once 95 % are used.
+pub const MEMORY_RESERVE: usize = 20;
 /// While requests of both classes wait for an upstream, one grant in so many goes to `batch`; and
 /// the queue's part that `interactive` requests cannot take from it is one in so many.
 pub const BATCH_SHARE: usize = 8;

@@ -4,6 +4,7 @@
 //! of HTTP. Invariant: whatever is taken is given back exactly once, by dropping what was taken.
 
 pub mod addresses;
+pub mod budget;
 pub mod bulkhead;
 pub mod permit;
 pub mod rate;
