@@ -61,6 +61,7 @@ listen = "127.0.0.1:0"
 [limits]
 connections = 19000
 streams = 19000
+new_streams_per_second = 100000
 [[upstream]]
 name = "simulator"
 urls = ["https://localhost:${address##*:}"]

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `check`, `demo`, `simulate`.
+//! The command line: `serve`, `check`, `demo`, `simulate`, `key`.
 //!
 //! Exit codes: 0 done, 1 could not start or run, 78 (EX_CONFIG) bad configuration.
 
@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, Config, Loaded, Notice};
+use crate::gateway::auth;
 use crate::server::{self, Options, Ready};
 use crate::sim;
 use crate::telemetry::log;
@@ -36,6 +37,7 @@ enum Command {
     Check(Check),
     Demo(Demo),
     Simulate(Simulate),
+    Key(Key),
 }
 
 /// Run the gateway
@@ -105,6 +107,13 @@ struct Simulate {
     args: sim::SimulateArgs,
 }
 
+/// Make an API key for a tenant
+///
+/// Prints the key once, for the client, and its SHA-256 for the configuration: the key is stored
+/// nowhere, so that nobody who reads the file can use it.
+#[derive(Args)]
+struct Key {}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
@@ -112,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
+        Command::Key(key) => key.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -206,6 +216,19 @@ impl Check {
         server::check_files(&loaded.config).map_err(bad_configuration)?;
         say(&format!("{}: ok", self.config.display()));
         Ok(())
+    }
+}
+
+impl Key {
+    fn run(self) -> Result<(), Failed> {
+        let made = auth::new_key().map_err(failed)?;
+        let text = format!(
+            "The key, for the client. It is shown this once:\n\n  {}\n\n\
+             Its hash, for the configuration, below the tenant's [[tenant]]:\n\n  \
+             [[tenant.key]]\n  sha256 = \"{}\"\n",
+            made.key, made.sha256
+        );
+        std::io::stdout().write_all(text.as_bytes()).map_err(failed)
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Limit {
     IpStreams,
     /// `limits.per_ip.new_per_second`.
     IpRate,
+    /// `limits::ADDRESSES` client addresses, each with a request that runs.
+    Addresses,
     /// A tenant's `streams`.
     TenantStreams,
     /// A tenant's `new_per_second`.
@@ -72,6 +74,7 @@ impl Limit {
             Limit::Rate => "new_streams_limit",
             Limit::IpStreams => "address_streams_limit",
             Limit::IpRate => "address_rate_limit",
+            Limit::Addresses => "addresses_limit",
             Limit::TenantStreams => "tenant_streams_limit",
             Limit::TenantRate => "tenant_rate_limit",
             Limit::TenantTokens => "tenant_tokens_limit",
@@ -89,6 +92,7 @@ impl Limit {
         match self {
             Limit::Streams
             | Limit::Rate
+            | Limit::Addresses
             | Limit::QueueFull
             | Limit::QueueWait
             | Limit::Deadline
@@ -136,6 +140,8 @@ pub enum Kind {
     Limited(Limit),
     /// The request has no key, or one that is none.
     Key,
+    /// The key's tenant, or the page's origin, may not.
+    Forbidden,
     /// The request's body is larger than `limits.body`, or than what its route can collect.
     BodyTooLarge,
     /// The gateway is shutting down.
@@ -197,6 +203,7 @@ impl Kind {
         match self {
             Kind::BadRequest => 400,
             Kind::Key => 401,
+            Kind::Forbidden => 403,
             Kind::NoRoute => 404,
             Kind::Method => 405,
             Kind::HeadSlow | Kind::BodySlow => 408,
@@ -232,6 +239,7 @@ impl Kind {
             Kind::Upgrade => "upgrade_not_supported",
             Kind::Limited(limit) => limit.code(),
             Kind::Key => "invalid_api_key",
+            Kind::Forbidden => "forbidden",
             Kind::BodyTooLarge => "body_too_large",
             Kind::Draining => "draining",
             Kind::Internal => "internal",
@@ -263,6 +271,7 @@ impl Kind {
             | Kind::Method
             | Kind::Upgrade
             | Kind::Key
+            | Kind::Forbidden
             | Kind::BodyTooLarge => FailureSide::Client,
             Kind::Limited(_)
             | Kind::Draining

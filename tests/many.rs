@@ -121,7 +121,7 @@ fn many_streams_at_once_complete_without_loss_or_mixture() {
     let text = format!(
         "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
          [stream]\ncommit_after = \"1s\"\nheartbeat = \"1s\"\n\
-         [limits]\nconnections = 19000\nstreams = 19000\n\
+         [limits]\nconnections = 19000\nstreams = 19000\nnew_streams_per_second = 100000\n\
          [[upstream]]\nname = \"sim\"\nurls = [\"https://localhost:{}\"]\nca = {ca_path:?}\n",
         at[0].port()
     );

@@ -67,6 +67,7 @@ const KEYS: &[&str] = &[
     "route.family",
     "route.heartbeat_style",
     "route.auth",
+    "route.tenants",
     "route.timeout",
     "route.body_buffer",
     "route.resume",

@@ -111,16 +111,7 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
         body_time: r.duration(&s, "body_time", &BODY_TIME, d.body_time),
         body_rate: r.size(&s, "body_rate", 0..=1 << 30, d.body_rate),
     };
-    for name in [
-        "new_streams_per_second",
-        "new_streams_burst",
-        "per_ip",
-        "failed_keys_per_minute",
-        "memory",
-        "body",
-        "body_time",
-        "body_rate",
-    ] {
+    for name in ["memory", "body", "body_time", "body_rate"] {
         r.not_yet(&s, name, "is checked but has no effect yet");
     }
     limits

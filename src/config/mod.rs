@@ -153,7 +153,7 @@ fn parse_with(text: &str, file_name: &str, env: Env<'_>) -> Result<Loaded, Fault
     let (cors, log) = (cors::read(&mut r, &root), log::read(&mut r, &root));
     let tenants = tenant::read(&mut r, &root);
     let upstreams = upstream::read(&mut r, &root);
-    let routes = route::read(&mut r, &root, &upstreams, !tenants.is_empty());
+    let routes = route::read(&mut r, &root, &upstreams, &tenants);
     if !r.faults.is_empty() {
         return Err(in_order(r.faults));
     }

@@ -10,6 +10,7 @@ use matchit::{InsertError, Router};
 
 use super::nearest::nearest;
 use super::read::{Place, Reading, Section};
+use super::tenant::Tenant;
 use super::units::quoted;
 use super::upstream::Upstream;
 use super::url::{Url, check_path};
@@ -31,6 +32,8 @@ pub struct Route {
     pub heartbeat_style: HeartbeatStyle,
     /// What a client has to show.
     pub auth: Auth,
+    /// Names of the tenants that may use it; all if empty.
+    pub tenants: Vec<String>,
     /// Longest wait of a request in a queue, from its arrival; `None` = `upstream.queue_wait` alone.
     pub timeout: Option<Duration>,
     /// How much of a request body is collected before it is sent on, where that is needed, bytes.
@@ -136,6 +139,7 @@ impl Route {
             family: Family::Auto,
             heartbeat_style: HeartbeatStyle::Comment,
             auth: Auth::None,
+            tenants: Vec::new(),
             timeout: None,
             body_buffer: 1 << 20,
             resume: false,
@@ -160,9 +164,9 @@ pub(super) fn read(
     r: &mut Reading<'_>,
     root: &Section<'_>,
     upstreams: &[Upstream],
-    tenants: bool,
+    tenants: &[Tenant],
 ) -> Vec<Route> {
-    let auth = if tenants { Auth::Key } else { Auth::None };
+    let auth = if !tenants.is_empty() { Auth::Key } else { Auth::None };
     let sections = r.sections(root, "route");
     if r.lacks(root, "route") {
         if upstreams.len() > 1 {
@@ -180,7 +184,8 @@ pub(super) fn read(
     for section in sections.iter().take(ROUTES) {
         let mut route = read_one(r, section, upstreams, &mut router, routes.len());
         route.auth = r.choice(section, "auth", &Auth::ALL, auth);
-        if route.auth == Auth::Key && !tenants {
+        route.tenants = read_tenants(r, section, tenants, route.auth);
+        if route.auth == Auth::Key && tenants.is_empty() {
             let place = section.place.below("auth");
             r.fault(&place, "asks for keys, but there are none; write a [[tenant]]");
         }
@@ -215,9 +220,6 @@ fn read_one(
     if matches!(route.family, Family::Responses | Family::Anthropic) {
         r.not_yet(s, "family", "is kept, but this family is not fully served yet");
     }
-    for name in ["auth", "timeout", "body_buffer"] {
-        r.not_yet(s, name, "is checked but has no effect yet");
-    }
     if route.resume {
         r.not_yet(s, "resume", "has no effect yet: streams end with their client");
     }
@@ -231,6 +233,27 @@ fn read_one(
         );
     }
     route
+}
+
+fn read_tenants(
+    r: &mut Reading<'_>,
+    s: &Section<'_>,
+    tenants: &[Tenant],
+    auth: Auth,
+) -> Vec<String> {
+    let mut named = Vec::new();
+    for (place, wanted) in r.texts(s, "tenants", 10_000).unwrap_or_default() {
+        if !tenants.iter().any(|tenant| tenant.name == wanted) {
+            let hint = nearest(wanted, tenants.iter().map(|tenant| tenant.name.as_str()));
+            let hint = hint.map(|near| format!("; did you mean {}?", quoted(near)));
+            let text = format!("no tenant is named {}{}", quoted(wanted), hint.unwrap_or_default());
+            r.fault(&place, text);
+        } else if auth == Auth::None {
+            r.fault(&place, "needs auth = \"key\": without a key nobody is known");
+        }
+        named.push(wanted.to_owned());
+    }
+    named
 }
 
 fn read_upstream(r: &mut Reading<'_>, s: &Section<'_>, upstreams: &[Upstream]) -> usize {

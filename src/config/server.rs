@@ -86,7 +86,6 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> (Server, Admin) {
         trusted_proxies: read_proxies(r, &s),
         tls: read_tls(r, &s),
     };
-    r.not_yet(&s, "trusted_proxies", "is checked but has no effect yet");
 
     let a = r.section(root, "admin");
     let mut admin = Admin::default();

@@ -26,7 +26,7 @@ pub struct Tenant {
     /// New proxied requests per second; `None` = no limit of its own.
     pub new_per_second: Option<u32>,
     /// Tokens per minute by model; `*` is any model without an entry of its own.
-    pub tokens_per_minute: BTreeMap<String, u64>,
+    pub tokens_per_minute: BTreeMap<String, u32>,
     /// Its share where requests queue, relative to other tenants'.
     pub weight: u32,
     /// Its class where requests queue.
@@ -63,7 +63,7 @@ const TENANTS: usize = 10_000;
 const KEYS: usize = 1_000;
 const MODELS: usize = 256;
 const MANY: u64 = 10_000_000;
-const TOKENS: RangeInclusive<u64> = 1..=1_000_000_000_000;
+const TOKENS: RangeInclusive<u64> = 1..=4_000_000_000;
 
 pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Vec<Tenant> {
     let sections = r.sections(root, "tenant");
@@ -206,13 +206,13 @@ fn epoch_seconds(read: &Datetime) -> Option<u64> {
     u64::try_from(days * 86_400 + within).ok()
 }
 
-fn read_tokens(r: &mut Reading<'_>, s: &Section<'_>) -> BTreeMap<String, u64> {
+fn read_tokens(r: &mut Reading<'_>, s: &Section<'_>) -> BTreeMap<String, u32> {
     let mut models = BTreeMap::new();
     for (place, model, tokens) in r.numbers(s, "tokens_per_minute", MODELS, TOKENS) {
         if model.is_empty() || model.len() > 256 {
             r.fault(&place, "is not the name of a model; write one, or \"*\" for all others");
         }
-        models.insert(model, tokens);
+        models.insert(model, u32::try_from(tokens).unwrap_or(u32::MAX));
     }
     models
 }

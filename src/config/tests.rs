@@ -157,7 +157,8 @@ path = "/v1/messages"
 upstream = "second"
 family = "anthropic"
 heartbeat_style = "comment-frame"
-auth = "none"
+auth = "key"
+tenants = ["team"]
 timeout = "22s"
 body_buffer = "23KiB"
 resume = true
@@ -273,7 +274,8 @@ fn everything(files: &Files) -> Config {
             upstream: 1,
             family: Family::Anthropic,
             heartbeat_style: HeartbeatStyle::CommentFrame,
-            auth: Auth::None,
+            auth: Auth::Key,
+            tenants: vec!["team".to_owned()],
             timeout: Some(Duration::from_secs(22)),
             body_buffer: 23 << 10,
             resume: true,
@@ -363,6 +365,7 @@ upstream = "main"
 family = "auto"
 heartbeat_style = "comment"
 auth = "none"
+tenants = []
 timeout = "off"
 body_buffer = "1MiB"
 resume = false
@@ -396,7 +399,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 64);
+    assert_eq!(keys().len(), 65);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -831,14 +834,7 @@ fn keys_without_effect_are_named_when_they_are_set() {
         let expected = vec![(NoticeKind::NotYet, key.to_owned(), Some(line))];
         assert_eq!(notices(text), expected, "{text}");
     };
-    not_yet(&with("[server]\ntrusted_proxies = [\"::/0\"]"), "server.trusted_proxies", 2);
-    not_yet(&with("[limits]\nnew_streams_per_second = 5"), "limits.new_streams_per_second", 2);
-    not_yet(&with("[limits]\nper_ip = { streams = 5 }"), "limits.per_ip", 2);
-    not_yet(&with("[limits]\n[limits.per_ip]\nnew_per_second = 5"), "limits.per_ip", 2);
     not_yet(&with("[limits]\nmemory = \"2GiB\""), "limits.memory", 2);
-    not_yet(&upstream("max_streams = 5"), "upstream[0].max_streams", 3);
-    not_yet(&upstream("queue = 0"), "upstream[0].queue", 3);
-    not_yet(&upstream("queue_wait = \"1s\""), "upstream[0].queue_wait", 3);
     not_yet("[[upstream]]\nurls = [\"http://a\", \"http://b\"]", "upstream[0].urls", 2);
     not_yet(&route("resume = true"), "route[0].resume", 4);
     not_yet(&route("family = \"responses\""), "route[0].family", 4);

@@ -128,7 +128,7 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Vec<Upstream> {
 fn read_one(r: &mut Reading<'_>, s: &Section<'_>, before: &[Upstream]) -> Upstream {
     let d = Upstream::blank();
     let versions = [("auto", HttpVersion::Auto), ("1", HttpVersion::H1), ("2", HttpVersion::H2)];
-    let upstream = Upstream {
+    Upstream {
         name: read_name(r, s, d.name, before),
         urls: read_urls(r, s),
         http: r.choice(s, "http", &versions, d.http),
@@ -141,11 +141,7 @@ fn read_one(r: &mut Reading<'_>, s: &Section<'_>, before: &[Upstream]) -> Upstre
         queue: r.number(s, "queue", 0..=MANY, d.queue),
         queue_wait: r.duration(s, "queue_wait", &TIME, d.queue_wait),
         pool_idle_max: r.number(s, "pool_idle_max", 0..=65_536, d.pool_idle_max),
-    };
-    for name in ["max_streams", "queue", "queue_wait"] {
-        r.not_yet(s, name, "is checked but has no effect yet");
     }
-    upstream
 }
 
 fn read_name(r: &mut Reading<'_>, s: &Section<'_>, default: String, before: &[Upstream]) -> String {

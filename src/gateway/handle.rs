@@ -21,7 +21,7 @@ use crate::limits;
 use crate::stream::body::ClientBody;
 use crate::stream::control::Control;
 use crate::stream::core::Stream;
-use crate::stream::life::{Birth, Life, reason_of};
+use crate::stream::life::{Birth, Life};
 use crate::stream::source::Source;
 use crate::telemetry::cells::{Path, Reason, Rejection, StatusClass};
 use crate::telemetry::trace;
@@ -48,16 +48,21 @@ pub async fn handle(
     let plan = gateway.plan();
     let path = request.uri().path();
     let route = plan.routes.find(path).ok();
-    let family = sse::family_of(path, Family::Auto);
+    let family = sse::family_of(path, route.map_or(Family::Auto, |route| route.family));
+    let origin = plan.cors.as_ref().and(request.headers().get(header::ORIGIN).cloned());
+    let retried = reply::is_retry(request.headers());
     let proxied = Box::pin(proxy(&gateway, &plan, &control, peer, &id, request));
     let mut response = match catch_panic(&control, proxied).await {
         Ok(Ok(response)) => response,
-        Ok(Err(failure)) => reply::refused(family, &failure),
+        Ok(Err(failure)) => reply::refused(family, &failure, retried),
         Err(failure) => {
             tracing::error!(id, "a panic while handling a request; this request only is lost");
-            reply::refused(family, &failure)
+            reply::refused(family, &failure, retried)
         }
     };
+    if let Some(cors) = &plan.cors {
+        cors.decorate(origin.as_ref(), response.headers_mut());
+    }
     if let Some(route) = route {
         let class = StatusClass::from(response.status().as_u16());
         gateway.cells().route(route.place.route_index).requests(class).inc();
@@ -74,20 +79,24 @@ async fn proxy(
     control: &Rc<Control>,
     peer: IpAddr,
     id: &str,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
 ) -> Result<Response<ClientBody>, Failure> {
-    let counted = |limit: Rejection| move |f| (gateway.cells().rejections(limit).inc(), f).1;
-    check::check(&request).map_err(counted(Rejection::BadRequest))?;
-    let route = plan.routes.find(request.uri().path()).map_err(counted(Rejection::NoRoute))?;
-    let identity = auth::identify(route, request.headers(), peer)?;
-    let permit = admit::admit(gateway, &identity)?;
+    let refused = |failure| counted(gateway, failure);
+    check::check(&request).map_err(refused)?;
+    if let Some(answered) = plan.cors.as_ref().and_then(|cors| cors.preflight(&request)) {
+        return answered.map_err(refused);
+    }
+    let route = plan.routes.find(request.uri().path()).map_err(refused)?;
+    let identity = auth::identify(gateway, plan, route, request.headers_mut(), peer);
+    let identity = identity.map_err(refused)?;
+    let held = admit::admit(gateway, plan, route, &identity).map_err(refused)?;
 
     let client = request.version();
     let family = sse::family_of(request.uri().path(), route.family);
     let (traceparent, trace_id) = trace_context(request.headers());
     let mut life = Life::begin(Birth {
         ground: gateway.ground.clone(),
-        permit,
+        held,
         place: route.place.clone(),
         id: id.to_owned(),
         trace_id,
@@ -99,21 +108,25 @@ async fn proxy(
     let before_body = gateway.ground.clock.now();
     let wheel = &gateway.ground.wheel;
     let (mut head, body) = request.into_parts();
-    let upload = match Upload::prefetch(body, wheel).await {
+    let most = route.prefetch(&identity);
+    let upload = match Upload::prefetch(body, most, wheel).await {
         Ok(upload) => upload,
-        Err(failure) => {
-            gateway.cells().rejections(Rejection::Body).inc();
-            return Err(failed(&mut life, family, failure));
-        }
+        Err(failure) => return Err(failed(&mut life, family, counted_body(gateway, failure))),
     };
     let after_body = gateway.ground.clock.now();
     let upload_state = upload.state();
     life.uploads(upload_state.clone());
+    if let Err(failure) = admit::reserve(life.held(), &identity, &upload_state, after_body) {
+        return Err(failed(&mut life, family, refused(failure)));
+    }
+    life.counts_tokens();
     head.headers.insert(TRACEPARENT, traceparent);
     if !head.headers.get(X_REQUEST_ID).is_some_and(head::request_id_ok) {
         head.headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
     }
     let bodiless = head.method == Method::HEAD;
+    let age = after_body.since(life.started());
+    let patience = admit::Patience::of(plan, route, &head.headers, age);
     let outgoing = Outgoing {
         identity: may_stream(&head.headers, &upload_state),
         method: head.method,
@@ -122,10 +135,16 @@ async fn proxy(
         headers: head.headers,
         body: upload,
     };
-    let upstream = plan.upstreams[route.upstream].clone();
     let own_time = gateway.ground.clock.now().since(life.started());
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
-    let sending: Sending = Box::pin(async move { send(&upstream, outgoing).await });
+    let (upstream, held) = (plan.upstreams[route.upstream].clone(), life.held());
+    let waiting = admit::waiting(gateway, plan, route, identity, patience, held, &upload_state);
+    let sending: Sending = Box::pin(async move {
+        if let Some(waiting) = waiting {
+            waiting.enter().await?;
+        }
+        send(&upstream, outgoing).await
+    });
 
     let exchange = Exchange { gateway, plan, control, route, family, client, bodiless };
     let headed = exchange.await_head(sending, &upload_state, &life).await;
@@ -133,13 +152,24 @@ async fn proxy(
     match headed {
         Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
         Ok(Head::Promised(sending)) => Ok(exchange.promise(sending, life)),
-        Err(failure) => {
-            if matches!(failure.kind, Kind::BadRequest | Kind::BodySlow) {
-                gateway.cells().rejections(Rejection::Body).inc();
-            }
-            Err(failed(&mut life, family, failure))
-        }
+        Err(failure) => Err(failed(&mut life, family, counted_body(gateway, failure))),
     }
+}
+
+/// Counts a refusal.
+fn counted(gateway: &Gateway, failure: Failure) -> Failure {
+    if let Some(rejection) = reply::rejection(failure.kind) {
+        gateway.cells().rejections(rejection).inc();
+    }
+    failure
+}
+
+/// Counts what went wrong with a request's body, if it was that.
+fn counted_body(gateway: &Gateway, failure: Failure) -> Failure {
+    if matches!(failure.kind, Kind::BadRequest | Kind::BodySlow | Kind::BodyTooLarge) {
+        gateway.cells().rejections(Rejection::Body).inc();
+    }
+    failure
 }
 
 /// What one request's last steps share.
@@ -210,6 +240,9 @@ impl Exchange<'_> {
         let Answer { head, body } = answer;
         let request_id = head.headers.get(X_REQUEST_ID).and_then(|v| v.to_str().ok());
         life.answered(head.status.as_u16(), request_id);
+        if head.status.is_client_error() || head.status.is_server_error() {
+            life.held().cancel();
+        }
         let commit_at = self.commit_at(&life);
         let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
         let rules = self.route.rules.clone();
@@ -274,9 +307,9 @@ async fn kept(sending: Sending) -> Result<Download, Failure> {
 
 /// Records why a request got no stream.
 fn failed(life: &mut Life, family: Family, failure: Failure) -> Failure {
-    let status = reply::refused(family, &failure).status().as_u16();
+    let status = reply::refused(family, &failure, false).status().as_u16();
     life.answered(status, None);
-    life.end(reason_of(failure.kind));
+    life.failed(failure.kind);
     failure
 }
 

@@ -6,19 +6,21 @@
 pub mod admit;
 pub mod auth;
 pub mod check;
+pub mod cors;
 pub mod handle;
 pub mod plan;
 pub mod reply;
 pub mod route;
+pub mod terms;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::admission::permit::Permits;
+use crate::admission::Admission;
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::gateway::plan::Plan;
+use crate::gateway::terms::Terms;
 use crate::stream::ground::{Ground, Scratch};
 use crate::stream::life::Live;
 use crate::telemetry::cells::Cells;
@@ -31,7 +33,7 @@ pub struct Gateway {
     /// Set from the moment a drain begins.
     pub draining: Cell<bool>,
     plan: RefCell<Rc<Plan>>,
-    pub(crate) streams: Arc<Permits>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) fault: Option<FaultHook>,
     /// Every response is left to the HTTP library.
     pub no_relay: bool,
@@ -43,12 +45,10 @@ pub type FaultHook = fn(&http::HeaderMap);
 /// What all workers share.
 #[derive(Clone)]
 pub struct Shared {
-    /// The configuration.
-    pub config: Arc<Config>,
-    /// Places for proxied requests.
-    pub streams: Arc<Permits>,
-    /// TLS of each upstream, in the order of the configuration.
-    pub tls: Vec<Arc<rustls::ClientConfig>>,
+    /// What the process has to give.
+    pub admission: Arc<Admission>,
+    /// What the configuration at the start means.
+    pub terms: Arc<Terms>,
     /// See [`FaultHook`].
     pub fault: Option<FaultHook>,
     /// Every response is left to the HTTP library.
@@ -58,7 +58,7 @@ pub struct Shared {
 impl Gateway {
     /// A worker's gateway over what all share.
     pub fn new(shared: &Shared, clock: &Clock, wheel: &Wheel, cells: &Arc<Cells>) -> Rc<Gateway> {
-        let plan = Plan::new(&shared.config, &shared.tls, clock, cells);
+        let plan = Plan::new(&shared.terms, clock, cells);
         Rc::new(Gateway {
             ground: Rc::new(Ground {
                 clock: clock.clone(),
@@ -70,7 +70,7 @@ impl Gateway {
             }),
             draining: Cell::new(false),
             plan: RefCell::new(plan),
-            streams: shared.streams.clone(),
+            admission: shared.admission.clone(),
             fault: shared.fault,
             no_relay: shared.no_relay,
         })

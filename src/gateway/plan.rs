@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::gateway::cors::Cors;
 use crate::gateway::route::{Route, Routes};
+use crate::gateway::terms::Terms;
 use crate::stream::control::Patience;
 use crate::stream::ground::Rules;
 use crate::stream::life::Place;
@@ -18,6 +20,10 @@ use crate::upstream::Upstream;
 
 /// See the module.
 pub struct Plan {
+    /// What all workers go by.
+    pub terms: Arc<Terms>,
+    /// What web pages are told, if any may come.
+    pub cors: Option<Cors>,
     /// Routes by path.
     pub routes: Routes,
     /// What is borne from clients that lag.
@@ -27,18 +33,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `config`; `tls` has an entry per upstream.
-    pub fn new(
-        config: &Config,
-        tls: &[Arc<rustls::ClientConfig>],
-        clock: &Clock,
-        cells: &Arc<Cells>,
-    ) -> Rc<Plan> {
-        let upstreams = config.upstreams.iter().zip(tls).enumerate().map(|(index, (up, tls))| {
-            Upstream::new(index, up.clone(), tls, clock.clone(), cells.clone())
-        });
+    /// The plan of `terms`.
+    pub fn new(terms: &Arc<Terms>, clock: &Clock, cells: &Arc<Cells>) -> Rc<Plan> {
+        let config = &terms.config;
+        let upstreams =
+            config.upstreams.iter().zip(&terms.tls).enumerate().map(|(index, (up, tls))| {
+                Upstream::new(index, up.clone(), tls, clock.clone(), cells.clone())
+            });
         let stream = &config.stream;
         Rc::new(Plan {
+            terms: terms.clone(),
+            cors: Cors::of(&config.cors),
             routes: Routes::new(routes(config)),
             patience: Patience {
                 client_stall: stream.client_stall,
@@ -57,6 +62,10 @@ pub fn routes(config: &Config) -> Vec<Route> {
         path: route.path.clone(),
         upstream: route.upstream,
         family: route.family,
+        auth: route.auth,
+        tenants: route.tenants.iter().map(|name| name.as_str().into()).collect(),
+        timeout: route.timeout,
+        body_buffer: usize::try_from(route.body_buffer).unwrap_or(usize::MAX),
         literal_prefix: route.literal_prefix.as_str().into(),
         place: Rc::new(Place {
             route: route.path.clone(),

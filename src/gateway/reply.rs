@@ -13,12 +13,15 @@ use crate::stream::body::ClientBody;
 use crate::stream::control::Control;
 use crate::stream::core::Stream;
 use crate::stream::shape;
+use crate::telemetry::cells::Rejection;
 use crate::wire::head;
 
 /// The gateway's own request id; the upstream's `x-request-id` stays what it is.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("tidegate-request-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 /// Limit, what is left of it, and when it is whole again, as OpenAI names them.
 const RATE_LIMIT_REQUESTS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-requests"),
@@ -75,8 +78,29 @@ pub fn streamed(
     head.map(|()| ClientBody::stream(stream, control.clone()))
 }
 
-/// The answer that tells `failure`.
-pub fn refused(family: Family, failure: &Failure) -> Response<ClientBody> {
+/// Whether an SDK says that this is another attempt.
+pub fn is_retry(headers: &HeaderMap) -> bool {
+    headers.get(RETRY_COUNT).is_some_and(|count| count.as_bytes() != b"0")
+}
+
+/// Under which limit or rule a refusal of `kind` is counted; `None`: it is none.
+pub fn rejection(kind: Kind) -> Option<Rejection> {
+    match kind {
+        Kind::Limited(limit) => Some(limit.into()),
+        Kind::Draining => Some(Rejection::Drain),
+        Kind::Key => Some(Rejection::Key),
+        Kind::Forbidden => Some(Rejection::Forbidden),
+        Kind::NoRoute => Some(Rejection::NoRoute),
+        Kind::BadRequest | Kind::Method | Kind::Upgrade => Some(Rejection::BadRequest),
+        Kind::BodySlow | Kind::BodyTooLarge => Some(Rejection::Body),
+        Kind::HeadSlow | Kind::HeadTooLarge => Some(Rejection::Head),
+        _ => None,
+    }
+}
+
+/// The answer that tells `failure`; a client that had `retried` already is told not to go on with
+/// that while the gateway has no room.
+pub fn refused(family: Family, failure: &Failure, retried: bool) -> Response<ClientBody> {
     let own = failure.upstream_error.as_deref().and_then(shape::error_status);
     let status = own.unwrap_or(failure.kind.status());
     let mut response = Response::new(ClientBody::full(shape::error_body(family, failure)));
@@ -87,13 +111,19 @@ pub fn refused(family: Family, failure: &Failure) -> Response<ClientBody> {
         tell(headers, quota);
     }
     match failure.kind {
+        Kind::Limited(limit) if limit.overload() && retried => {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        Kind::Key => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         Kind::Draining => tell(headers, &Quota { retry_after: SUCCESSOR, ..Quota::default() }),
         Kind::Method => {
             let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             headers.insert(header::ALLOW, allowed);
         }
         // The connection cannot be trusted to be at a request's beginning any more.
-        Kind::BadRequest | Kind::BodySlow => close(headers),
+        Kind::BadRequest | Kind::BodySlow | Kind::BodyTooLarge => close(headers),
         _ => {}
     }
     response

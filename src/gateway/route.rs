@@ -1,9 +1,12 @@
 //! Which configured route a path belongs to.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::config;
 use crate::error::{Failure, Kind};
+use crate::gateway::auth::Identity;
+use crate::limits;
 use crate::stream::ground::Rules;
 use crate::stream::life::Place;
 
@@ -21,12 +24,31 @@ pub struct Route {
     pub upstream: usize,
     /// The family as configured.
     pub family: config::Family,
+    /// What it asks of clients.
+    pub auth: config::Auth,
+    /// The tenants that may use it; all if empty.
+    pub tenants: Box<[Box<str>]>,
+    /// Longest wait in a queue, from the request's arrival.
+    pub timeout: Option<Duration>,
+    /// How much of a body is collected where that is needed, bytes.
+    pub body_buffer: usize,
     /// See [`config::Route`].
     pub literal_prefix: Rc<str>,
     /// Names and places in the metrics.
     pub place: Rc<Place>,
     /// Limits and habits of its streams.
     pub rules: Rc<Rules>,
+}
+
+impl Route {
+    /// How much of a request's body is read before anything is decided, bytes.
+    pub fn prefetch(&self, identity: &Identity) -> usize {
+        let tenant = identity.tenant.as_ref();
+        match tenant.is_some_and(|tenant| !tenant.tokens.is_empty()) {
+            true => self.body_buffer.max(limits::BODY_PREFETCH),
+            false => limits::BODY_PREFETCH,
+        }
+    }
 }
 
 impl Routes {

@@ -26,8 +26,11 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::admission::Admission;
 use crate::admission::permit::Permits;
+use crate::clock::Clock;
 use crate::config::{Config, Scheme};
+use crate::gateway::terms::{self, Terms};
 use crate::gateway::{FaultHook, Shared};
 use crate::server::worker::{Ask, Worker};
 use crate::telemetry::{Cells, Metrics, Shape};
@@ -123,13 +126,12 @@ pub fn run(
     options: Options,
     ready: impl FnOnce(&Ready) + 'static,
 ) -> Result<(), StartError> {
-    let config = Arc::new(config);
+    let (config, now) = (Arc::new(config), Clock::System.now());
     let shared = Shared {
-        streams: Permits::new(config.limits.streams),
-        tls: upstream_tls(&config)?,
+        admission: Arc::new(Admission::new(&terms::sizes(&config.limits))),
+        terms: Arc::new(Terms::new(config.clone(), upstream_tls(&config)?, None, now)),
         fault: options.fault,
         no_relay: options.no_relay,
-        config: config.clone(),
     };
     let tls = config.server.tls.as_ref().map(tls::server_config).transpose();
     let tls = tls.map_err(StartError::Tls)?;
@@ -150,7 +152,7 @@ pub fn run(
         asks: Vec::new(),
         stage,
         connections: connections.clone(),
-        streams: shared.streams.clone(),
+        streams: shared.admission.streams.clone(),
         beats: Vec::new(),
     };
     let mut threads = Vec::new();

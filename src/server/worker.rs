@@ -72,7 +72,7 @@ impl Worker {
     async fn serve(self, sockets: WorkerSockets, mut asked: mpsc::Receiver<Ask>) {
         let (clock, wheel) = (Clock::System, Wheel::new());
         let gateway = Gateway::new(&self.shared, &clock, &wheel, &self.cells);
-        let config = &self.shared.config;
+        let config = &self.shared.terms.config;
         let floor = Rc::new(Floor {
             gateway: gateway.clone(),
             tls: self.tls.map(Into::into),

@@ -21,7 +21,7 @@ use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::stream::control::Control;
 use crate::stream::ground::{Ground, Rules};
-use crate::stream::life::{Life, reason_of};
+use crate::stream::life::Life;
 use crate::stream::queue::Queue;
 use crate::stream::shape;
 use crate::stream::source::Source;
@@ -341,6 +341,7 @@ impl Stream {
     fn track(&mut self, bytes: &[u8]) -> Fed {
         let now = self.ground.clock.now();
         self.last_in = self.ground.wheel.now();
+        self.life.reads(bytes);
         let fed = self.tracker.as_mut().map(|tracker| tracker.feed(bytes)).unwrap_or_default();
         self.life.received(bytes.len(), fed.events, now);
         fed
@@ -466,15 +467,13 @@ impl Stream {
             return self.finish(self.complete_reason());
         }
         self.source = Source::Ended;
-        let Some(tracker) = self.tracker.as_ref() else {
-            self.life.end(reason_of(failure.kind));
-            return self.last(End::Cut);
-        };
-        if tracker.error_event() {
+        let tracker = self.tracker.as_ref();
+        if tracker.is_some_and(Tracker::error_event) {
             self.life.end(Reason::UpstreamError);
             return self.last(End::Cut);
         }
-        self.life.end(reason_of(failure.kind));
+        self.life.failed(failure.kind);
+        let Some(tracker) = tracker else { return self.last(End::Cut) };
         // An event begun cannot be taken back; it is ended, so that the error stands alone.
         let closing = tracker.closing();
         if !closing.is_empty() {

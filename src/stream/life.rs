@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use slab::Slab;
 
-use crate::admission::permit::Permit;
+use crate::admission::held::Held;
 use crate::clock::Moment;
 use crate::error::Kind;
 use crate::stream::control::Control;
@@ -18,6 +18,7 @@ use crate::stream::meter::Meter;
 use crate::telemetry::cells::{Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
+use crate::wire::usage::UsageScan;
 use crate::wire::wheel::Tick;
 
 /// Names by which a stream's log line and `/streams` tell where it runs.
@@ -76,8 +77,8 @@ impl Live {
 pub struct Birth {
     /// What the worker's streams share.
     pub ground: Rc<Ground>,
-    /// The request's place among the streams.
-    pub permit: Permit,
+    /// What the request has taken.
+    pub held: Held,
     /// Route and upstream.
     pub place: Rc<Place>,
     /// The gateway's request id.
@@ -102,15 +103,17 @@ pub struct Life {
     upload: Option<Rc<UploadState>>,
     /// When it had.
     asked: Tick,
+    /// Where the tokens of the answer are counted.
+    usage: Option<Box<UsageScan>>,
     /// Timing and counts.
     pub meter: Meter,
-    _permit: Permit,
+    held: Held,
 }
 
 impl Life {
     /// Enters the live streams.
     pub fn begin(birth: Birth) -> Life {
-        let Birth { ground, permit, place, id, trace_id, control } = birth;
+        let Birth { ground, held, place, id, trace_id, control } = birth;
         ground.cells.route(place.route_index).streams_live.add(1);
         let now = ground.clock.now();
         let row = Rc::new(Row {
@@ -132,14 +135,40 @@ impl Life {
             reason: None,
             upload: None,
             asked: Tick(now.ticks()),
+            usage: None,
             meter: Meter::default(),
-            _permit: permit,
+            held,
         }
     }
 
     /// When it was admitted.
     pub fn started(&self) -> Moment {
         self.row.started
+    }
+
+    /// What the request has taken.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Whether tokens were reserved for it is decided: if so, those of the answer are counted.
+    pub fn counts_tokens(&mut self) {
+        self.usage = self.held.counts_tokens().then(Box::default);
+    }
+
+    /// The upstream's answer went on with `bytes`.
+    pub fn reads(&mut self, bytes: &[u8]) {
+        if let Some(usage) = &mut self.usage {
+            usage.feed(bytes);
+        }
+    }
+
+    /// It failed; nothing is charged for what no model worked on.
+    pub fn failed(&mut self, kind: Kind) {
+        self.end(reason_of(kind));
+        if kind.never_sent() || matches!(kind, Kind::Limited(_) | Kind::UpstreamStatus(_)) {
+            self.held.cancel();
+        }
     }
 
     /// From when on the upstream's first event is waited for: the last progress of the request's
@@ -245,6 +274,9 @@ impl Drop for Life {
         if let Some(upload) = &self.upload {
             self.count_upload(upload);
         }
+        if let Some(tokens) = self.usage.as_ref().and_then(|usage| usage.total()) {
+            self.held.settle(tokens, self.ground.clock.now());
+        }
         let trace_id = u128::from_be_bytes(self.trace_id);
         let trace_id = (trace_id != 0).then(|| format!("{trace_id:032x}"));
         log::stream_end(&StreamEnd {
@@ -266,7 +298,7 @@ impl Drop for Life {
 }
 
 /// The end reason of a stream that failed with `kind`.
-pub fn reason_of(kind: Kind) -> Reason {
+fn reason_of(kind: Kind) -> Reason {
     match kind {
         Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
         Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
@@ -289,6 +321,7 @@ pub fn reason_of(kind: Kind) -> Reason {
         | Kind::Method
         | Kind::Upgrade
         | Kind::Key
+        | Kind::Forbidden
         | Kind::BodyTooLarge => Reason::ClientClosed,
     }
 }

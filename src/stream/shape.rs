@@ -1,41 +1,67 @@
 //! How a failure looks to a client: a JSON body before the head is committed, an event after it.
 //!
-//! The one place error bytes are made. Every family gets the OpenAI shape for now: its SDKs raise
-//! their API error on `data: {"error":{…}}`, named or not.
+//! The one place error bytes are made. Each family's SDKs know errors by a shape of their own; those
+//! of OpenAI raise theirs on `data: {"error":{…}}`, named or not, and any other family gets that too.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::config::Family;
-use crate::error::{Failure, FailureSide};
+use crate::error::{Failure, FailureSide, Kind};
 
 /// The JSON body of an error answer.
-pub fn error_body(_family: Family, failure: &Failure) -> Bytes {
-    Bytes::from(error_value(failure).to_string())
+pub fn error_body(family: Family, failure: &Failure) -> Bytes {
+    Bytes::from(error_value(family, failure).to_string())
 }
 
 /// One whole event that tells `failure`, ending in a blank line.
-pub fn error_event(_family: Family, failure: &Failure) -> Bytes {
-    Bytes::from(format!("data: {}\n\n", error_value(failure)))
+pub fn error_event(family: Family, failure: &Failure) -> Bytes {
+    let name = if family == Family::Anthropic { "event: error\n" } else { "" };
+    Bytes::from(format!("{name}data: {}\n\n", error_value(family, failure)))
 }
 
-fn error_value(failure: &Failure) -> Value {
+fn error_value(family: Family, failure: &Failure) -> Value {
     // The upstream's own words are the better ones.
     let own = failure.upstream_error.as_ref().and_then(|body| error_object(body));
     if let Some(own) = own {
         return own;
     }
-    let kind = match failure.kind.side() {
-        FailureSide::Client => "invalid_request_error",
-        FailureSide::Gateway => "gateway_error",
-        FailureSide::Upstream => "upstream_error",
-    };
-    json!({"error": {
-        "message": failure.detail,
-        "type": kind,
-        "param": null,
-        "code": failure.kind.code(),
-    }})
+    let (message, code) = (&failure.detail, failure.kind.code());
+    match family {
+        Family::Anthropic => json!({
+            "type": "error",
+            "error": {"type": anthropic_type(failure.kind), "message": message, "code": code},
+        }),
+        Family::Auto | Family::OpenAi | Family::Responses | Family::Plain => json!({"error": {
+            "message": message,
+            "type": openai_type(failure.kind),
+            "param": null,
+            "code": code,
+        }}),
+    }
+}
+
+fn openai_type(kind: Kind) -> &'static str {
+    match (kind, kind.side()) {
+        (Kind::Limited(limit), _) if !limit.overload() => "rate_limit_error",
+        (_, FailureSide::Client) => "invalid_request_error",
+        (_, FailureSide::Gateway) => "gateway_error",
+        (_, FailureSide::Upstream) => "upstream_error",
+    }
+}
+
+/// Anthropic's names go by the status.
+fn anthropic_type(kind: Kind) -> &'static str {
+    match kind.status() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        503 => "overloaded_error",
+        _ => "api_error",
+    }
 }
 
 /// `body` if it is a JSON object with an `error` in it.
@@ -70,7 +96,9 @@ pub fn error_status(body: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use std::time::Duration;
+
+    use crate::error::Limit;
 
     #[test]
     fn errors_have_the_openai_shape() {
@@ -84,6 +112,22 @@ mod tests {
         let event = error_event(Family::OpenAi, &failure);
         assert!(event.starts_with(b"data: {\"error\":") && event.ends_with(b"}\n\n"));
         assert_eq!(event.iter().filter(|b| **b == b'\n').count(), 2, "one line of data");
+    }
+
+    #[test]
+    fn errors_have_the_shape_of_the_family() {
+        let failure = Failure::new(Kind::Key, "no key");
+        let body = error_body(Family::Anthropic, &failure);
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["type"], "error");
+        assert_eq!(body["error"]["type"], "authentication_error");
+        let event = error_event(Family::Anthropic, &failure);
+        assert!(event.starts_with(b"event: error\ndata: {") && event.ends_with(b"}\n\n"));
+        let limited = Failure::limited(Limit::TenantRate, Duration::ZERO, "slow down");
+        let body: Value =
+            serde_json::from_slice(&error_body(Family::OpenAi, &limited)).expect("JSON");
+        assert_eq!(body["error"]["type"], "rate_limit_error");
+        assert_eq!(body["error"]["code"], "tenant_rate_limit");
     }
 
     #[test]

@@ -177,6 +177,8 @@ closed_list! {
         IpStreams = "ip_streams",
         /// `limits.per_ip.new_per_second`.
         IpRate = "ip_new_streams",
+        /// `limits::ADDRESSES`: client addresses with requests that run.
+        Addresses = "addresses",
         /// A tenant's `streams`.
         TenantStreams = "tenant_streams",
         /// A tenant's `new_per_second`.
@@ -195,6 +197,8 @@ closed_list! {
         Files = "open_files",
         /// No key, or one that is none.
         Key = "key",
+        /// A tenant on a route that is not open to it, or a web page of another origin.
+        Forbidden = "forbidden",
         /// `limits.failed_keys_per_minute`.
         FailedKeys = "failed_keys",
         /// The gateway is draining.
@@ -217,6 +221,7 @@ impl From<Limit> for Rejection {
             Limit::Rate => Rejection::Rate,
             Limit::IpStreams => Rejection::IpStreams,
             Limit::IpRate => Rejection::IpRate,
+            Limit::Addresses => Rejection::Addresses,
             Limit::TenantStreams => Rejection::TenantStreams,
             Limit::TenantRate => Rejection::TenantRate,
             Limit::TenantTokens => Rejection::TenantTokens,

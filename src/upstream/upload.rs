@@ -148,6 +148,11 @@ impl UploadState {
         self.moved.get()
     }
 
+    /// The upstream is asked at `when`, not before.
+    pub fn asked_at(&self, when: Tick) {
+        self.moved.set(when);
+    }
+
     /// Whether the whole body has come in from the client.
     pub fn received(&self) -> bool {
         self.received.get()
@@ -171,11 +176,15 @@ impl UploadState {
 }
 
 impl Upload {
-    /// Reads the beginning of `body`: until its end or `limits::BODY_PREFETCH` bytes.
+    /// Reads the beginning of `body`: until its end or `most` bytes.
     ///
     /// # Errors
     /// `BadRequest` for broken framing or a body that broke off, `BodySlow` (408).
-    pub async fn prefetch(body: RequestBody, wheel: &Wheel) -> Result<Upload, Failure> {
+    pub async fn prefetch(
+        body: RequestBody,
+        most: usize,
+        wheel: &Wheel,
+    ) -> Result<Upload, Failure> {
         let left = body.length();
         let mut upload = Upload {
             ahead: VecDeque::new(),
@@ -189,7 +198,7 @@ impl Upload {
             timer: wheel.timer(),
         };
         let mut held = 0;
-        while held < limits::BODY_PREFETCH && upload.rest.is_some() {
+        while held < most && upload.rest.is_some() {
             match std::future::poll_fn(|cx| upload.poll_rest(cx)).await {
                 Some(Ok(bytes)) => {
                     held += bytes.len();

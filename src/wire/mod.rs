@@ -10,4 +10,5 @@ pub mod head;
 pub mod response;
 pub mod scan;
 pub mod sse;
+pub mod usage;
 pub mod wheel;

@@ -15,6 +15,7 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tidegate::admission::held::Held;
 use tidegate::admission::permit::Permits;
 use tidegate::clock::Clock;
 use tidegate::config::{self, Family, HeartbeatStyle};
@@ -111,7 +112,7 @@ async fn upload(wheel: &Wheel) -> Upload {
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
     tokio::select! {
         _ = serving => panic!("it is never answered"),
-        upload = async { Upload::prefetch(RequestBody::H1(told.await.expect("a body")), wheel).await } => {
+        upload = async { Upload::prefetch(RequestBody::H1(told.await.expect("a body")), 1 << 16, wheel).await } => {
             upload.unwrap_or_else(|fault| panic!("{fault:?}"))
         }
     }
@@ -146,7 +147,7 @@ async fn stream(simulator: SocketAddr) -> Stream {
     });
     let life = Life::begin(Birth {
         ground: ground.clone(),
-        permit: Permits::new(1).take().expect("one place"),
+        held: Held::new(Permits::new(1).take().expect("one place"), None),
         place: Rc::new(Place {
             route: "r".into(),
             route_index: 0,

@@ -7,6 +7,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::*;
+use crate::admission::held::Held;
 use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::stream::control::{IoState, Patience};
@@ -70,7 +71,7 @@ impl Bench {
         let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
         let life = Life::begin(Birth {
             ground: ground.clone(),
-            permit: permits.take().expect("one place"),
+            held: Held::new(permits.take().expect("one place"), None),
             place: Rc::new(Place {
                 route: "r".into(),
                 route_index: 0,

@@ -1,0 +1,69 @@
+//! What one request has taken, given back when it is dropped.
+//!
+//! Cost: 16 bytes, and one allocation of some 100 bytes for a request under limits other than
+//! `limits.streams`.
+
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+
+use crate::admission::addresses::AddressPermit;
+use crate::admission::bulkhead::Slot;
+use crate::admission::permit::Permit;
+use crate::admission::tokens::Reservation;
+use crate::clock::Moment;
+
+/// See the module.
+pub struct Held {
+    _streams: Permit,
+    more: Option<Rc<More>>,
+}
+
+/// The rarer part.
+#[derive(Default)]
+pub struct More {
+    /// Its place among its address's requests.
+    pub address: Option<AddressPermit>,
+    /// Its place among its tenant's requests.
+    pub tenant: Option<Permit>,
+    /// Its place among its upstream's requests, once it has one.
+    pub slot: OnceCell<Slot>,
+    tokens: RefCell<Option<Reservation>>,
+}
+
+impl Held {
+    /// A place among the streams, and `more`.
+    pub fn new(streams: Permit, more: Option<More>) -> Held {
+        Held { _streams: streams, more: more.map(Rc::new) }
+    }
+
+    /// The rarer part, if there is any.
+    pub fn more(&self) -> Option<&Rc<More>> {
+        self.more.as_ref()
+    }
+
+    /// Whether the tokens that the answer took are asked for.
+    pub fn counts_tokens(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.tokens.borrow().is_some())
+    }
+
+    /// The request took `tokens` tokens; nothing happens if none were reserved.
+    pub fn settle(&self, tokens: u64, now: Moment) {
+        if let Some(reserved) = self.more.as_ref().and_then(|more| more.tokens.take()) {
+            reserved.settle(tokens, now);
+        }
+    }
+
+    /// The request never reached its upstream: what was reserved for it comes back.
+    pub fn cancel(&self) {
+        if let Some(reserved) = self.more.as_ref().and_then(|more| more.tokens.take()) {
+            reserved.cancel();
+        }
+    }
+}
+
+impl More {
+    /// Tokens were reserved for it.
+    pub fn reserved(&self, tokens: Reservation) {
+        self.tokens.replace(Some(tokens));
+    }
+}

@@ -1,0 +1,147 @@
+//! What a configuration means to the whole process: tenants with their counts, queues, TLS.
+//!
+//! Shared by all workers. A reload makes new terms in which everything that has kept its name goes
+//! on with its counts; requests keep what they have taken, whatever the new terms say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::admission::Sizes;
+use crate::admission::bulkhead::{Bulkhead, Class};
+use crate::admission::permit::Permits;
+use crate::admission::rate::Rate;
+use crate::admission::tenant::Tenant;
+use crate::admission::tokens::Tokens;
+use crate::clock::Moment;
+use crate::config::{self, Config, Priority};
+
+/// See the module.
+pub struct Terms {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// TLS of each upstream, in the order of the configuration.
+    pub tls: Vec<Arc<rustls::ClientConfig>>,
+    tenants: BTreeMap<String, Arc<Tenant>>,
+    keys: HashMap<[u8; 32], Key>,
+    /// By upstream; `None` where nothing is limited.
+    bulkheads: Vec<Option<Arc<Bulkhead>>>,
+}
+
+/// What a key leads to.
+pub struct Key {
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
+    /// Its hash, to be compared once more in constant time.
+    pub sha256: [u8; 32],
+    /// It, or its tenant, is disabled.
+    pub disabled: bool,
+    /// Seconds since the epoch from which on it is refused.
+    pub expires: Option<u64>,
+}
+
+impl Terms {
+    /// The terms of `config`, which follow `before`.
+    pub fn new(
+        config: Arc<Config>,
+        tls: Vec<Arc<rustls::ClientConfig>>,
+        before: Option<&Terms>,
+        now: Moment,
+    ) -> Terms {
+        let mut tenants = BTreeMap::new();
+        let mut keys = HashMap::new();
+        // Ids stay with names; a new name gets one that nobody had.
+        let used = before.iter().flat_map(|terms| terms.tenants.values()).map(|tenant| tenant.id);
+        let mut next_id = used.max().unwrap_or(0) + 1;
+        for configured in &config.tenants {
+            let known = before.and_then(|terms| terms.tenants.get(&configured.name));
+            let id = known.map_or(next_id, |known| known.id);
+            next_id = next_id.max(id + 1);
+            let tenant = Arc::new(tenant(configured, id, known.map(|known| &**known), now));
+            for key in &configured.keys {
+                let disabled = key.disabled || configured.disabled;
+                let (tenant, expires) = (tenant.clone(), key.expires);
+                keys.insert(key.sha256, Key { tenant, sha256: key.sha256, disabled, expires });
+            }
+            tenants.insert(configured.name.clone(), tenant);
+        }
+        let bulkheads = config.upstreams.iter().map(|upstream| {
+            let limited = upstream.max_streams > 0;
+            limited.then(|| match before.and_then(|terms| terms.bulkhead_named(&upstream.name)) {
+                Some(known) => {
+                    known.set(upstream.max_streams, upstream.queue);
+                    known.clone()
+                }
+                None => Bulkhead::new(upstream.max_streams, upstream.queue),
+            })
+        });
+        let bulkheads = bulkheads.collect();
+        Terms { config, tls, tenants, keys, bulkheads }
+    }
+
+    /// The key with this hash.
+    pub fn key(&self, sha256: &[u8; 32]) -> Option<&Key> {
+        self.keys.get(sha256)
+    }
+
+    /// The queue of an upstream, if it is limited.
+    pub fn bulkhead(&self, upstream: usize) -> Option<&Arc<Bulkhead>> {
+        self.bulkheads.get(upstream)?.as_ref()
+    }
+
+    fn bulkhead_named(&self, name: &str) -> Option<&Arc<Bulkhead>> {
+        self.bulkhead(self.config.upstreams.iter().position(|upstream| upstream.name == name)?)
+    }
+}
+
+/// What `limits` give to the process.
+pub fn sizes(limits: &config::Limits) -> Sizes {
+    Sizes {
+        streams: limits.streams,
+        per_second: limits.new_streams_per_second,
+        burst: limits.new_streams_burst,
+        memory: usize::try_from(limits.memory).unwrap_or(usize::MAX),
+        files: usize::MAX,
+    }
+}
+
+fn tenant(configured: &config::Tenant, id: u32, known: Option<&Tenant>, now: Moment) -> Tenant {
+    let streams =
+        configured.streams.map(|max| match known.and_then(|known| known.streams.as_ref()) {
+            Some(streams) => {
+                streams.set_max(max);
+                streams.clone()
+            }
+            None => Permits::new(max),
+        });
+    let rate = configured.new_per_second.map(|per_second| {
+        match known.and_then(|known| known.rate.as_ref()) {
+            Some(rate) => {
+                rate.set(per_second, 0, now);
+                rate.clone()
+            }
+            None => Arc::new(Rate::new(per_second, 0)),
+        }
+    });
+    let tokens = configured.tokens_per_minute.iter().map(|(model, &per_minute)| {
+        let tokens = match known.and_then(|known| known.tokens.get(model)) {
+            Some(tokens) => {
+                tokens.set(per_minute, now);
+                tokens.clone()
+            }
+            None => Tokens::new(per_minute),
+        };
+        (model.clone(), tokens)
+    });
+    Tenant {
+        name: configured.name.as_str().into(),
+        id,
+        weight: configured.weight,
+        class: match configured.priority {
+            Priority::Interactive => Class::Interactive,
+            Priority::Batch => Class::Batch,
+        },
+        streams,
+        rate,
+        tokens: tokens.collect(),
+    }
+}

@@ -1,0 +1,138 @@
+//! Finds how many tokens an answer took, while its bytes pass by.
+//!
+//! Families tell it at different places of events and bodies, but by the same few keys, so bytes
+//! are searched for those keys and the number behind them, whatever JSON lies around. What a model
+//! quotes in its text has its quotation marks escaped and is not found. Refuses: to parse, to
+//! allocate, to guess: an answer without such a number has no usage.
+//! Cost: one `memmem` over the bytes, and 96 bytes kept.
+
+use memchr::memmem;
+
+/// What every key ends in.
+const TAIL: &[u8] = b"_tokens\"";
+/// From a key's first quotation mark to the end of its number, with some space between.
+const REACH: usize = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub struct UsageScan {
+    total: Option<u64>,
+    input: Option<u64>,
+    output: Option<u64>,
+    /// The last bytes that passed: a key or its number may go on in the next.
+    before: [u8; REACH],
+    held: u8,
+}
+
+impl Default for UsageScan {
+    fn default() -> Self {
+        UsageScan { total: None, input: None, output: None, before: [0; REACH], held: 0 }
+    }
+}
+
+impl UsageScan {
+    /// Looks at the next bytes of the answer.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let held = usize::from(self.held);
+        let mut seam = [0; 2 * REACH];
+        let more = bytes.len().min(REACH);
+        seam[..held].copy_from_slice(&self.before[..held]);
+        seam[held..held + more].copy_from_slice(&bytes[..more]);
+        self.search(&seam[..held + more]);
+        self.search(bytes);
+        if bytes.len() >= REACH {
+            self.before.copy_from_slice(&bytes[bytes.len() - REACH..]);
+            self.held = REACH as u8;
+        } else {
+            let kept = (held + more).min(REACH);
+            self.before[..kept].copy_from_slice(&seam[held + more - kept..held + more]);
+            self.held = kept as u8;
+        }
+    }
+
+    /// The tokens of request and answer together, as told last; `None` if nobody told.
+    pub fn total(&self) -> Option<u64> {
+        let sum = || Some(self.input?.saturating_add(self.output.unwrap_or(0)));
+        self.total.or_else(sum)
+    }
+
+    fn search(&mut self, bytes: &[u8]) {
+        for at in memmem::find_iter(bytes, TAIL) {
+            let (head, rest) = (&bytes[..at], &bytes[at + TAIL.len()..]);
+            let found = if head.ends_with(b"\"total") {
+                &mut self.total
+            } else if head.ends_with(b"\"input") || head.ends_with(b"\"prompt") {
+                &mut self.input
+            } else if head.ends_with(b"\"output") || head.ends_with(b"\"completion") {
+                &mut self.output
+            } else {
+                continue;
+            };
+            if let Some(number) = number(rest) {
+                *found = Some(number);
+            }
+        }
+    }
+}
+
+/// The whole number behind a key; what ends it must have been seen.
+fn number(rest: &[u8]) -> Option<u64> {
+    let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let after = rest.get(digits)?;
+    if digits == 0 || matches!(after, b'.' | b'e' | b'E') {
+        return None;
+    }
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPENAI: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\
+        \"completion_tokens\": 30,\"total_tokens\":42,\"prompt_tokens_details\":\
+        {\"cached_tokens\":7}}}\n\ndata: [DONE]\n\n";
+    const ANTHROPIC: &str = "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":25,\
+        \"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"usage\":{\"output_tokens\":15}}\n\n";
+
+    fn total(pieces: &[&[u8]]) -> Option<u64> {
+        let mut scan = UsageScan::default();
+        pieces.iter().for_each(|piece| scan.feed(piece));
+        scan.total()
+    }
+
+    #[test]
+    fn usage_is_found_however_the_bytes_are_split() {
+        for (text, tokens) in [(OPENAI, 42), (ANTHROPIC, 40)] {
+            let bytes = text.as_bytes();
+            assert_eq!(total(&[bytes]), Some(tokens));
+            for at in 0..=bytes.len() {
+                assert_eq!(total(&[&bytes[..at], &bytes[at..]]), Some(tokens), "split at {at}");
+            }
+            for size in 1..40 {
+                let pieces: Vec<_> = bytes.chunks(size).collect();
+                assert_eq!(total(&pieces), Some(tokens), "pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_of_tokens_is_not_found() {
+        for text in [
+            "data: {\"usage\":null}\n\n",
+            "data: {\"content\":\"{\\\"total_tokens\\\": 5}\"}\n\n",
+            "{\"total_tokens\": \"5\"}",
+            "{\"total_tokens\": 5.5}",
+            "{\"total_tokens\": -5}",
+            "{\"total_tokens\": 99999999999999999999999}",
+            "{\"grand_total_tokens\": 5 }",
+            "{\"total_tokens\": 5",
+            "{\"max_tokens\": 5}",
+        ] {
+            assert_eq!(total(&[text.as_bytes()]), None, "{text}");
+        }
+        let late = "{\"total_tokens\":1} {\"total_tokens\" : 2 }";
+        assert_eq!(total(&[late.as_bytes()]), Some(2), "the last one told");
+    }
+}
