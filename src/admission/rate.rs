@@ -118,7 +118,8 @@ impl Rate {
 
     /// Changes the limit at `now`. What the bucket holds or owes stays, as far as it fits: a reload is
     /// no refill. A `take` that falls into the change itself is judged by the stricter of what is and
-    /// what will be, and charged the price of either.
+    /// what will be, and charged the price of either; only one that sleeps through two changes, and
+    /// wakes to the very same bucket, may be judged by the limit between them.
     pub fn set(&self, per_second: u32, burst: u32, now: Moment) {
         self.change(per_second, burst, now, || ());
     }
