@@ -6,7 +6,7 @@
 //!
 //! - Between classes, `interactive` is before `batch`, but while both wait one grant in
 //!   [`limits::BATCH_SHARE`] goes to `batch`.
-//! - Between tenants of a class, grants follow the weights ([`line`]): one tenant's thousand
+//! - Between tenants of a class, grants follow the weights ([`mod@line`]): one tenant's thousand
 //!   waiters delay another's one by one grant.
 //! - Within a tenant, the first to come is the first to go.
 //!
