@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use stage::client::{CHAT, STREAM};
 use stage::{Answer, Client, End, Gateway, Http, Metrics, Setup, Stage, scrape};
 use tidegate::config::{self, NoticeKind};
+use tidegate::gateway::auth::{self, NewKey};
 use tidegate::sim::{self, Sim};
 
 /// One row per key: the key, and the test that sees its effect.
@@ -22,14 +23,11 @@ macro_rules! effects {
 
 /// Keys that are checked and have no effect yet, with a value that is not the default.
 const NOT_YET: &[(&str, &str, &str)] = &[
-    ("server.trusted_proxies", "server", "trusted_proxies = [\"10.0.0.0/8\"]"),
-    ("limits.new_streams_per_second", "limits", "new_streams_per_second = 7"),
-    ("limits.per_ip.streams", "limits", "per_ip = { streams = 5 }"),
-    ("limits.per_ip.new_per_second", "limits", "per_ip = { new_per_second = 5 }"),
     ("limits.memory", "limits", "memory = \"512MiB\""),
-    ("upstream.max_streams", "upstream", "max_streams = 5"),
-    ("upstream.queue", "upstream", "queue = 5"),
-    ("upstream.queue_wait", "upstream", "queue_wait = \"1s\""),
+    ("limits.body", "limits", "body = \"1MiB\""),
+    ("limits.body_time", "limits", "body_time = \"1m\""),
+    ("limits.body_rate", "limits", "body_rate = \"1KiB\""),
+    ("log.level", "log", "level = \"debug\""),
     ("route.resume", "route", "resume = true"),
 ];
 
@@ -38,9 +36,9 @@ fn every_key_is_seen_to_work_or_said_not_to() {
     for (key, section, line) in NOT_YET {
         let lines = |name| if name == *section { *line } else { "" };
         let text = format!(
-            "[server]\n{}\n[limits]\n{}\n[[upstream]]\nname = \"a\"\nurls = [\"http://h\"]\n{}\n\
+            "[log]\n{}\n[limits]\n{}\n[[upstream]]\nname = \"a\"\nurls = [\"http://h\"]\n{}\n\
              [[route]]\npath = \"/v1/{{*rest}}\"\nupstream = \"a\"\n{}\n",
-            lines("server"),
+            lines("log"),
             lines("limits"),
             lines("upstream"),
             lines("route")
@@ -58,6 +56,98 @@ fn every_key_is_seen_to_work_or_said_not_to() {
     let known: BTreeSet<_> = rows.iter().copied().collect();
     assert_eq!(rows.len(), known.len(), "one row per key");
     assert_eq!(keys, known, "every key has a row, every row a key");
+}
+
+/// A tenant `a` with one key.
+fn tenant(lines: &str, key: &NewKey, key_lines: &str) -> String {
+    format!(
+        "[[tenant]]\nname = \"a\"\n{lines}\n[[tenant.key]]\nsha256 = \"{}\"\n{key_lines}\n",
+        key.sha256
+    )
+}
+
+async fn with_key(stage: &Stage, key: &str) -> Answer {
+    let bearer = format!("Bearer {key}");
+    let mut client = stage.client(Http::H1).await;
+    client.ask("GET", "/v1/x", &[("authorization", &bearer)], "").await
+}
+
+/// The status with a key of a tenant with these lines.
+async fn keyed(lines: &str, key_lines: &str) -> u16 {
+    let key = auth::new_key().expect("a key");
+    let stage =
+        Stage::start(Setup { more: tenant(lines, &key, key_lines), ..Setup::default() }).await;
+    with_key(&stage, &key.key).await.status
+}
+
+/// The third request in a row, which is refused under `limit` without touching the upstream.
+async fn third(lines: &str, fields: &[(&str, &str)], limit: &str) -> Answer {
+    let stage = Stage::start(Setup { more: lines.to_owned(), ..Setup::default() }).await;
+    let mut client = stage.client(Http::H1).await;
+    for _ in 0..2 {
+        assert_eq!(client.ask("GET", "/v1/x", fields, "").await.status, 200);
+    }
+    let answer = client.ask("GET", "/v1/x", fields, "").await;
+    refused_under(&stage, limit, 2).await;
+    answer
+}
+
+/// A request beside one that streams, which is refused under `limit`.
+async fn second_beside(lines: &str, fields: &[(&str, &str)], limit: &str) -> Answer {
+    second_beside_with(Setup { more: lines.to_owned(), ..Setup::default() }, fields, limit).await
+}
+
+async fn second_beside_with(setup: Setup, fields: &[(&str, &str)], limit: &str) -> Answer {
+    let stage = Stage::start(setup).await;
+    let (mut one, mut two) = (stage.client(Http::H1).await, stage.client(Http::H1).await);
+    let stall = [fields, &[("sim-fault", "stall")]].concat();
+    let mut live = one.start("POST", CHAT, &stall, STREAM).await.head().await;
+    live.until("data:").await;
+    let answer = two.ask("GET", "/v1/x", fields, "").await;
+    refused_under(&stage, limit, 1).await;
+    drop(one);
+    stage.until("it is over", |m| m.live() == 0.0).await;
+    assert_eq!(two.ask("GET", "/v1/x", fields, "").await.status, 200, "the place is free again");
+    answer
+}
+
+async fn refused_under(stage: &Stage, limit: &str, asked: u64) {
+    let metrics = stage.metrics().await;
+    let series = format!("tidegate_rejections_total{{limit=\"{limit}\"}}");
+    assert_eq!(metrics.get(&series), 1.0, "{series}");
+    assert_eq!(stage.sim.counts().requests, asked, "a refusal touches no upstream");
+}
+
+/// Of eight grants, so many go to either of two tenants that both wait with ten requests.
+async fn shares(one: &str, two: &str, expected: &[usize; 2]) {
+    let keys = [auth::new_key().expect("a key"), auth::new_key().expect("a key")];
+    let more = tenant(one, &keys[0], "") + &tenant(two, &keys[1], "").replace("\"a\"", "\"b\"");
+    let upstream = "max_streams = 1\nqueue_wait = \"1m\"".to_owned();
+    let stage = Stage::start(Setup { more, upstream, ..Setup::default() }).await;
+    let bearers = keys.map(|key| format!("Bearer {}", key.key));
+    let mut first = stage.client(Http::H1).await;
+    let stall = [("authorization", bearers[0].as_str()), ("sim-fault", "stall")];
+    let mut live = first.start("POST", CHAT, &stall, STREAM).await.head().await;
+    live.until("data:").await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let (bearer, mut client) = (bearers[n % 2].clone(), stage.client(Http::H1).await);
+        waiting.spawn(async move {
+            let path = format!("/v1/{}", n % 2);
+            client.ask("GET", &path, &[("authorization", &bearer)], "").await.status
+        });
+    }
+    stage.until("all wait", |m| m.sum("tidegate_queue_depth") == 20.0).await;
+    drop(first);
+    while let Some(status) = waiting.join_next().await {
+        assert_eq!(status.expect("a task"), 200);
+    }
+    let granted = stage.sim.requests();
+    let of = |n: usize| {
+        let path = format!("/v1/{n}");
+        granted[1..9].iter().filter(|seen| seen.path_and_query == path).count()
+    };
+    assert_eq!([of(0), of(1)], *expected);
 }
 
 fn with_stream(lines: &str) -> Setup {
@@ -269,6 +359,214 @@ effects! {
         drop(one);
         stage.until("freed", |m| m.live() == 0.0).await;
         assert_eq!(two.ask("GET", "/v1/models", &[], "").await.status, 200);
+    }
+    "server.trusted_proxies" trusted_proxies {
+        let more = "[limits]\nper_ip = { new_per_second = 1 }".to_owned();
+        let server = "trusted_proxies = [\"127.0.0.0/8\"]".to_owned();
+        let stage = Stage::start(Setup { more, server, ..Setup::default() }).await;
+        let mut client = stage.client(Http::H1).await;
+        for (from, status) in [("9.9.9.9", 200), ("9.9.9.9", 429), ("9.9.9.8", 200)] {
+            let told = [("x-forwarded-for", from)];
+            assert_eq!(client.ask("GET", "/v1/x", &told, "").await.status, status, "{from}");
+        }
+    }
+    "limits.new_streams_per_second" new_streams {
+        let lines = "[limits]\nnew_streams_per_second = 2";
+        let refused = third(lines, &[], "new_streams").await;
+        assert_eq!(refused.status, 503);
+        let millis = refused.header("retry-after-ms").and_then(|ms| ms.parse::<u64>().ok());
+        assert!(millis.is_some_and(|ms| (1..=500).contains(&ms)), "{millis:?}");
+    }
+    "limits.new_streams_burst" new_streams_burst {
+        let lines = "[limits]\nnew_streams_per_second = 1\nnew_streams_burst = 2";
+        assert_eq!(third(lines, &[], "new_streams").await.status, 503);
+    }
+    "limits.per_ip.streams" per_ip_streams {
+        let lines = "[limits]\nper_ip = { streams = 1 }";
+        let refused = second_beside(lines, &[], "ip_streams").await;
+        assert_eq!(refused.status, 429);
+        assert_eq!(refused.header("x-ratelimit-limit-requests"), Some("1"));
+    }
+    "limits.per_ip.new_per_second" per_ip_rate {
+        let lines = "[limits]\nper_ip = { new_per_second = 2 }";
+        assert_eq!(third(lines, &[], "ip_new_streams").await.status, 429);
+    }
+    "limits.failed_keys_per_minute" failed_keys {
+        let key = auth::new_key().expect("a key");
+        let lines = format!("[limits]\nfailed_keys_per_minute = 2\n{}", tenant("", &key, ""));
+        let stage = Stage::start(Setup { more: lines, ..Setup::default() }).await;
+        let mut client = stage.client(Http::H1).await;
+        for status in [401, 401, 429, 429] {
+            let wrong = [("authorization", "Bearer wrong")];
+            assert_eq!(client.ask("GET", "/v1/x", &wrong, "").await.status, status);
+        }
+        assert_eq!(stage.sim.counts().requests, 0);
+    }
+    "cors.origins" cors_origins {
+        let more = "[cors]\norigins = [\"https://app.example\"]\n[limits]\nstreams = 1".to_owned();
+        let stage = Stage::start(Setup { more, ..Setup::default() }).await;
+        let mut client = stage.client(Http::H1).await;
+        let page = ("origin", "https://app.example");
+        let asked = [page, ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization, content-type")];
+        let answer = client.ask("OPTIONS", CHAT, &asked, "").await;
+        assert_eq!((answer.status, stage.sim.counts().requests), (204, 0));
+        assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
+        assert_eq!(answer.header("access-control-allow-headers"), Some("authorization, content-type"));
+        let other = [("origin", "https://evil.example"), asked[1]];
+        let answer = client.ask("OPTIONS", CHAT, &other, "").await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (403, None));
+        let answer = client.ask("GET", "/v1/x", &[page], "").await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.header("access-control-expose-headers").is_some_and(|h| h.contains("retry-after")));
+        let mut stalled = stage.client(Http::H1).await;
+        let mut live = stalled.start("POST", CHAT, &[("sim-fault", "stall")], STREAM).await.head().await;
+        live.until("data:").await;
+        let full = client.ask("GET", "/v1/x", &[page], "").await;
+        assert_eq!(full.status, 503);
+        assert_eq!(full.header("access-control-allow-origin"), Some("https://app.example"));
+    }
+    "cors.max_age" cors_max_age {
+        let more = "[cors]\norigins = [\"*\"]\nmax_age = \"2m\"".to_owned();
+        let stage = Stage::start(Setup { more, ..Setup::default() }).await;
+        let asked = [("origin", "https://a.example"), ("access-control-request-method", "GET")];
+        let answer = stage.client(Http::H1).await.ask("OPTIONS", CHAT, &asked, "").await;
+        assert_eq!(answer.header("access-control-max-age"), Some("120"));
+    }
+    "tenant.name" tenant_name {
+        let key = auth::new_key().expect("a key");
+        let route = "tenants = [\"a\"]".to_owned();
+        let stage = Stage::start(Setup { more: tenant("", &key, ""), route, ..Setup::default() }).await;
+        assert_eq!(with_key(&stage, &key.key).await.status, 200);
+    }
+    "tenant.key.sha256" tenant_key {
+        let key = auth::new_key().expect("a key");
+        let stage = Stage::start(Setup { more: tenant("", &key, ""), ..Setup::default() }).await;
+        assert_eq!(with_key(&stage, &key.key).await.status, 200);
+        let passed = stage.sim.requests().pop().expect("a request");
+        assert!(passed.header("authorization").is_none(), "the key is not the upstream's");
+        let mut client = stage.client(Http::H1).await;
+        for name in ["x-api-key", "api-key"] {
+            assert_eq!(client.ask("GET", "/v1/x", &[(name, &key.key)], "").await.status, 200, "{name}");
+        }
+        let asked = stage.sim.counts().requests;
+        let refused = client.ask("POST", CHAT, &[("authorization", "Bearer wrong")], STREAM).await;
+        assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
+        assert!(refused.text().contains("invalid_api_key"), "{}", refused.text());
+        assert_eq!(stage.sim.counts().requests, asked, "refusals touch no upstream");
+        let setup = Setup { more: tenant("", &key, ""), ..Setup::default() };
+        let stage = Stage::start(Setup { route: "family = \"anthropic\"".to_owned(), ..setup }).await;
+        let none = stage.client(Http::H2).await.ask("POST", "/v1/messages", &[], STREAM).await;
+        assert_eq!(none.status, 401);
+        assert!(none.text().contains("authentication_error"), "{}", none.text());
+    }
+    "tenant.key.expires" tenant_key_expires {
+        assert_eq!(keyed("", "expires = 2020-01-01").await, 401);
+        assert_eq!(keyed("", "expires = 2999-01-01").await, 200);
+    }
+    "tenant.key.disabled" tenant_key_disabled {
+        assert_eq!(keyed("", "disabled = true").await, 401);
+    }
+    "tenant.disabled" tenant_disabled {
+        assert_eq!(keyed("disabled = true", "").await, 401);
+    }
+    "tenant.streams" tenant_streams {
+        let key = auth::new_key().expect("a key");
+        let bearer = format!("Bearer {}", key.key);
+        let lines = tenant("streams = 1", &key, "");
+        let refused = second_beside(&lines, &[("authorization", &bearer)], "tenant_streams").await;
+        assert_eq!(refused.status, 429);
+    }
+    "tenant.new_per_second" tenant_rate {
+        let key = auth::new_key().expect("a key");
+        let bearer = format!("Bearer {}", key.key);
+        let lines = tenant("new_per_second = 2", &key, "");
+        let refused = third(&lines, &[("authorization", &bearer)], "tenant_new_streams").await;
+        assert_eq!(refused.status, 429);
+    }
+    "tenant.tokens_per_minute" tenant_tokens {
+        let key = auth::new_key().expect("a key");
+        let bearer = format!("Bearer {}", key.key);
+        let lines = tenant("tokens_per_minute = { \"small\" = 2000, \"*\" = 100000 }", &key, "");
+        let stage = Stage::start(Setup { more: lines, ..Setup::default() }).await;
+        let mut client = stage.client(Http::H1).await;
+        let of = |model: &str| -> String { format!("{{\"model\":\"{model}\",\"max_tokens\":1500,\"messages\":[]}}") };
+        let mut ask = async |model: &str| {
+            let fields = [("authorization", bearer.as_str())];
+            client.ask("POST", CHAT, &fields, of(model)).await
+        };
+        assert_eq!(ask("large").await.status, 200);
+        assert_eq!(ask("small").await.status, 200);
+        stage.until("both are over", |m| m.live() == 0.0).await;
+        // The simulator tells the usage of these answers, so what was reserved came back.
+        assert_eq!(ask("small").await.status, 200);
+    }
+    "tenant.weight" tenant_weight { shares("weight = 3", "weight = 1", &[6, 2]).await; }
+    "tenant.priority" tenant_priority { shares("", "priority = \"batch\"", &[7, 1]).await; }
+    "upstream.max_streams" max_streams {
+        let stage = Stage::start(with_upstream("max_streams = 1\nqueue = 1")).await;
+        let (mut one, mut two) = (stage.client(Http::H1).await, stage.client(Http::H1).await);
+        let mut live = one.start("POST", CHAT, &[("sim-fault", "stall")], STREAM).await.head().await;
+        live.until("data:").await;
+        let waiting = two.start("GET", "/v1/x", &[], "").await;
+        stage.until("it waits", |m| m.sum("tidegate_queue_depth") == 1.0).await;
+        assert_eq!(stage.sim.counts().requests, 1, "it is not asked");
+        drop(one);
+        assert_eq!(waiting.head().await.status, 200);
+        let metrics = stage.until("it left", |m| m.sum("tidegate_queue_depth") == 0.0).await;
+        assert_eq!(metrics.sum("tidegate_queue_wait_seconds_count"), 1.0);
+    }
+    "upstream.queue" queue {
+        let refused = second_beside_with(with_upstream("max_streams = 1\nqueue = 0"), &[], "queue").await;
+        assert_eq!(refused.status, 503);
+        assert!(refused.text().contains("queue_full"), "{}", refused.text());
+    }
+    "upstream.queue_wait" queue_wait {
+        let setup = with_upstream("max_streams = 1\nqueue_wait = \"300ms\"");
+        let refused = second_beside_with(setup, &[], "queue_wait").await;
+        assert_eq!(refused.status, 503);
+    }
+    "route.auth" route_auth {
+        let key = auth::new_key().expect("a key");
+        let route = "auth = \"none\"".to_owned();
+        let stage = Stage::start(Setup { more: tenant("", &key, ""), route, ..Setup::default() }).await;
+        assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+    }
+    "route.tenants" route_tenants {
+        let (one, two) = (auth::new_key().expect("a key"), auth::new_key().expect("a key"));
+        let more = tenant("", &one, "") + &tenant("", &two, "").replace("\"a\"", "\"b\"");
+        let route = "tenants = [\"b\"]".to_owned();
+        let stage = Stage::start(Setup { more, route, ..Setup::default() }).await;
+        assert_eq!(with_key(&stage, &one.key).await.status, 403);
+        assert_eq!(with_key(&stage, &two.key).await.status, 200);
+    }
+    "route.timeout" route_timeout {
+        let setup = Setup {
+            route: "timeout = \"300ms\"".to_owned(),
+            ..with_upstream("max_streams = 1\nqueue_wait = \"1h\"")
+        };
+        assert_eq!(second_beside_with(setup, &[], "deadline").await.status, 503);
+        let setup = with_upstream("max_streams = 1\nqueue_wait = \"1h\"");
+        let told = [("x-stainless-read-timeout", "0.3")];
+        assert_eq!(second_beside_with(setup, &told, "deadline").await.status, 503);
+    }
+    "route.body_buffer" body_buffer {
+        // The model stands behind what is read ahead without the key.
+        let body = format!("{{\"messages\":[\"{}\"],\"model\":\"small\"}}", "x".repeat(200_000));
+        for (lines, status) in [("body_buffer = \"1MiB\"", 429), ("body_buffer = \"64KiB\"", 200)] {
+            let key = auth::new_key().expect("a key");
+            let bearer = format!("Bearer {}", key.key);
+            let more = tenant("tokens_per_minute = { \"small\" = 100 }\nweight = 1", &key, "");
+            let route = lines.to_owned();
+            let stage = Stage::start(Setup { more, route, ..Setup::default() }).await;
+            let mut client = stage.client(Http::H1).await;
+            let fields = [("authorization", bearer.as_str()), ("sim-fault", "stall")];
+            let mut first = stage.client(Http::H1).await;
+            // The first is granted from a full bucket and leaves it in debt.
+            let headed = first.start("POST", CHAT, &fields, body.replace("\"messages\"", "\"stream\":true,\"messages\"")).await;
+            let _live = headed.head().await;
+            assert_eq!(client.ask("POST", CHAT, &fields[..1], body.clone()).await.status, status, "{lines}");
+        }
     }
     "upstream.name" name {
         let text = format!("{LISTEN}[[upstream]]\nname = \"zebra\"\nurls = [\"http://127.0.0.1:9\"]\n");

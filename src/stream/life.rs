@@ -89,13 +89,21 @@ pub struct Birth {
     pub control: Rc<Control>,
 }
 
+/// What a life needs at its beginning and end only, apart from what every chunk touches: the task
+/// of a stream stays below a step of its size.
+struct Notes {
+    /// All zeros: none. Bytes, since a `u128` is aligned to 16.
+    trace_id: [u8; 16],
+    upstream_request_id: Option<Box<str>>,
+    /// Where the tokens of the answer are counted, if they are.
+    usage: Option<Box<UsageScan>>,
+}
+
 /// See the module.
 pub struct Life {
     row: Rc<Row>,
     ground: Rc<Ground>,
-    /// All zeros: none. Bytes, since a `u128` is aligned to 16.
-    trace_id: [u8; 16],
-    upstream_request_id: Option<Box<str>>,
+    notes: Box<Notes>,
     key: u32,
     status: u16,
     reason: Option<Reason>,
@@ -103,8 +111,7 @@ pub struct Life {
     upload: Option<Rc<UploadState>>,
     /// When it had.
     asked: Tick,
-    /// Where the tokens of the answer are counted.
-    usage: Option<Box<UsageScan>>,
+
     /// Timing and counts.
     pub meter: Meter,
     held: Held,
@@ -128,14 +135,16 @@ impl Life {
         Life {
             row,
             ground,
-            trace_id: trace_id.unwrap_or(0).to_be_bytes(),
-            upstream_request_id: None,
+            notes: Box::new(Notes {
+                trace_id: trace_id.unwrap_or(0).to_be_bytes(),
+                upstream_request_id: None,
+                usage: None,
+            }),
             key: u32::try_from(key).expect("permits keep streams far below 2^32"),
             status: 499,
             reason: None,
             upload: None,
             asked: Tick(now.ticks()),
-            usage: None,
             meter: Meter::default(),
             held,
         }
@@ -153,12 +162,12 @@ impl Life {
 
     /// Whether tokens were reserved for it is decided: if so, those of the answer are counted.
     pub fn counts_tokens(&mut self) {
-        self.usage = self.held.counts_tokens().then(Box::default);
+        self.notes.usage = self.held.counts_tokens().then(Box::default);
     }
 
     /// The upstream's answer went on with `bytes`.
     pub fn reads(&mut self, bytes: &[u8]) {
-        if let Some(usage) = &mut self.usage {
+        if let Some(usage) = &mut self.notes.usage {
             usage.feed(bytes);
         }
     }
@@ -209,7 +218,7 @@ impl Life {
     /// The response's status is `status`; `request_id` is the upstream's own.
     pub fn answered(&mut self, status: u16, request_id: Option<&str>) {
         self.status = status;
-        self.upstream_request_id = request_id.map(Into::into);
+        self.notes.upstream_request_id = request_id.map(Into::into);
         self.settle_upload();
     }
 
@@ -274,14 +283,14 @@ impl Drop for Life {
         if let Some(upload) = &self.upload {
             self.count_upload(upload);
         }
-        if let Some(tokens) = self.usage.as_ref().and_then(|usage| usage.total()) {
+        if let Some(tokens) = self.notes.usage.as_ref().and_then(|usage| usage.total()) {
             self.held.settle(tokens, self.ground.clock.now());
         }
-        let trace_id = u128::from_be_bytes(self.trace_id);
+        let trace_id = u128::from_be_bytes(self.notes.trace_id);
         let trace_id = (trace_id != 0).then(|| format!("{trace_id:032x}"));
         log::stream_end(&StreamEnd {
             id: &self.row.id,
-            upstream_request_id: self.upstream_request_id.as_deref(),
+            upstream_request_id: self.notes.upstream_request_id.as_deref(),
             trace_id: trace_id.as_deref(),
             route: &place.route,
             upstream: &place.upstream,
