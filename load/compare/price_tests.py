@@ -198,8 +198,9 @@ class Rows(unittest.TestCase):
     def test_both_crowds_have_the_same_rate(self):
         asked = []
 
-        def pace(_, streams, interval_ms, *__):
+        def pace(_, streams, interval_ms, hold_s, __):
             asked.append(streams * 1000 / interval_ms)
+            self.assertEqual(hold_s * 1000 % interval_ms, 0, "as many events of each stream")
             return {"figures": {"cpu_total": 10.0 + len(asked)}, "marked": [], "command": [],
                     "detail": {}}
 

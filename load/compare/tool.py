@@ -75,7 +75,7 @@ def late(relay_p50_us, interval_ms):
 def pace(stage, streams, interval_ms, hold_s, ramp=None):
     """Streams with an event each interval: CPU time per chunk and the delay of each event."""
     options = ["-n", str(streams), "--ramp", str(ramp or streams), "--interval",
-               f"{interval_ms}ms", "--hold", f"{hold_s}s"]
+               f"{interval_ms}ms", "--hold", f"{hold_s * 1000:.0f}ms"]
     if stage.pid:
         options += ["--pid", str(stage.pid)]
     report, command = load(stage, options, timeout_s=120)
