@@ -287,11 +287,10 @@ impl Drop for Life {
             self.held.settle(tokens, self.ground.clock.now());
         }
         let trace_id = u128::from_be_bytes(self.notes.trace_id);
-        let trace_id = (trace_id != 0).then(|| format!("{trace_id:032x}"));
         log::stream_end(&StreamEnd {
             id: &self.row.id,
             upstream_request_id: self.notes.upstream_request_id.as_deref(),
-            trace_id: trace_id.as_deref(),
+            trace_id: (trace_id != 0).then_some(trace_id),
             route: &place.route,
             upstream: &place.upstream,
             status: self.status,

@@ -3,13 +3,15 @@
 //! Refuses: header values and content. Therefore the level applies to this crate alone and
 //! dependencies stay at `warn`: below it `h2` writes whole header blocks. Invariant: a reader that
 //! is too slow costs lines, which are counted, never time. Cost: a line is formatted on the
-//! caller's thread and handed over a bounded queue to one writing thread.
+//! caller's thread and handed over a bounded queue to one writing thread. The lines of ended streams
+//! are as many as requests, and go there without `tracing` where they are JSON ([`super::line`]).
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -17,9 +19,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::labels::Reason;
+use super::line::Pen;
 use crate::limits;
 
+/// What the line of an ended stream says, and where it says to come from.
+pub(super) const MESSAGE: &str = "stream ended";
+pub(super) const TARGET: &str = module_path!();
+
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// The queue for lines of ended streams that pass `tracing` by: there if they are to be JSON and the
+/// level admits them.
+static DIRECT: OnceLock<NonBlocking> = OnceLock::new();
 
 /// Form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +42,16 @@ pub enum Format {
     Json,
     /// Compact text for people.
     Text,
+}
+
+impl Format {
+    fn is_json(self, terminal: bool) -> bool {
+        match self {
+            Format::Auto => !terminal,
+            Format::Json => true,
+            Format::Text => false,
+        }
+    }
 }
 
 /// Keeps the writing thread alive; dropping it writes what is still queued (for at most a second).
@@ -55,11 +76,15 @@ pub fn init(level: &str, format: Format) -> LogGuard {
         .thread_name("log")
         .finish(std::io::stdout());
     let dropped = writer.error_counter();
+    let direct = (format.is_json(terminal) && filter >= LevelFilter::INFO).then(|| writer.clone());
     if subscriber(filter, format, terminal, writer).try_init().is_err() {
         return LogGuard { _writer: None };
     }
     // Only the one call that installed its subscriber comes here.
     let _ = DROPPED.set(dropped);
+    if let Some(queue) = direct {
+        let _ = DIRECT.set(queue);
+    }
     if !understood {
         tracing::warn!(level, "unknown log level, using info");
     }
@@ -85,13 +110,8 @@ where
     let targets = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target(env!("CARGO_PKG_NAME"), level);
-    let json = match format {
-        Format::Auto => !terminal,
-        Format::Json => true,
-        Format::Text => false,
-    };
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    let layer = if json {
+    let layer = if format.is_json(terminal) {
         layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     } else {
         layer.compact().with_ansi(terminal).with_target(false).boxed()
@@ -107,7 +127,7 @@ pub struct StreamEnd<'a> {
     /// The upstream's `x-request-id`.
     pub upstream_request_id: Option<&'a str>,
     /// Trace id of the request's `traceparent`.
-    pub trace_id: Option<&'a str>,
+    pub trace_id: Option<u128>,
     /// Path of the route, as configured.
     pub route: &'a str,
     /// Name of the upstream.
@@ -132,10 +152,28 @@ pub struct StreamEnd<'a> {
 
 /// Writes the one line that every ended stream gets.
 pub fn stream_end(end: &StreamEnd<'_>) {
+    match DIRECT.get() {
+        Some(queue) => directly(queue, end),
+        None => by_tracing(end),
+    }
+}
+
+fn directly(queue: &NonBlocking, end: &StreamEnd<'_>) {
+    thread_local! {
+        static PEN: RefCell<Option<Pen<NonBlocking>>> = const { RefCell::new(None) };
+    }
+    let pen = || Pen::new(queue.clone());
+    let kept = PEN.try_with(|kept| kept.borrow_mut().get_or_insert_with(pen).write(end));
+    // A thread that ends has no pen any more. The queue itself never fails: it drops and counts.
+    let _ = kept.unwrap_or_else(|_| pen().write(end));
+}
+
+/// The same line by way of `tracing`: as text for people, or where [`init`] was not called.
+pub(super) fn by_tracing(end: &StreamEnd<'_>) {
     tracing::info!(
         id = bounded(end.id),
         upstream_request_id = end.upstream_request_id.map(bounded),
-        trace_id = end.trace_id.map(bounded),
+        trace_id = end.trace_id.map(|id| format!("{id:032x}")),
         route = end.route,
         upstream = end.upstream,
         status = end.status,
@@ -146,16 +184,16 @@ pub fn stream_end(end: &StreamEnd<'_>) {
         bytes = end.bytes,
         max_gap_ms = end.max_gap.map(millis),
         attempt = end.attempt,
-        "stream ended"
+        "{MESSAGE}"
     );
 }
 
 /// Milliseconds with three decimals: microseconds are as fine as it means anything.
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
 /// Ids come from outside: no longer than [`limits::REQUEST_ID`] bytes of them are logged.
-fn bounded(id: &str) -> &str {
+pub(super) fn bounded(id: &str) -> &str {
     &id[..id.floor_char_boundary(limits::REQUEST_ID)]
 }

@@ -2,13 +2,15 @@
 //!
 //! - [`names`]: every metric, declared once; [`labels`]: the closed label values.
 //! - [`cells`]: what a worker counts. [`render`]: all workers' cells as Prometheus text.
-//! - [`log`]: the log, with exactly one line per ended stream. [`trace`]: request and trace ids.
+//! - [`log`]: the log, with exactly one line per ended stream; [`line`]: that line as JSON.
+//! - [`trace`]: request and trace ids.
 //!
 //! Invariant: no label, field or line ever carries a header's value or a body's content, apart from
 //! the ids that exist to be logged.
 
 pub mod cells;
 pub mod labels;
+pub mod line;
 pub mod log;
 pub mod names;
 pub mod render;

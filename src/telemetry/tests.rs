@@ -348,7 +348,7 @@ impl Write for Memory {
 }
 
 /// What `log` writes at this level and in this form.
-fn logged(level: &str, format: Format, log: impl FnOnce()) -> String {
+pub(super) fn logged(level: &str, format: Format, log: impl FnOnce()) -> String {
     let memory = Memory::default();
     let writer = memory.clone();
     let level = level.parse().unwrap();
@@ -362,7 +362,7 @@ fn end() -> StreamEnd<'static> {
     StreamEnd {
         id: "01hf3x9v2k",
         upstream_request_id: Some("req_abc"),
-        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
+        trace_id: Some(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736),
         route: "/v1/{*rest}",
         upstream: "main",
         status: 200,
@@ -492,6 +492,44 @@ fn a_reader_that_is_too_slow_costs_counted_lines() {
     assert_eq!(lines[0]["message"], "unknown log level, using info");
     assert_eq!(lines[1]["message"], "stream ended");
     assert!(lines.len() + dropped <= 4 * crate::limits::LOG_LINES + 1);
+}
+
+/// Not a test: the process of the next one, which logs at the level and in the form that it is told.
+#[test]
+#[ignore = "run by the_level_and_the_form_decide_about_the_line_of_an_ended_stream"]
+fn child_that_logs_one_end() {
+    // Asked for by hand it has not been told.
+    let Ok(told) = std::env::var("TIDEGATE_TEST_LOG_AS") else { return };
+    let (level, form) = told.split_once(' ').unwrap();
+    let form = if form == "json" { Format::Json } else { Format::Text };
+    let _guard = super::log::init(level, form);
+    stream_end(&end());
+    tracing::error!("the last line");
+    std::thread::spawn(|| stream_end(&end())).join().unwrap();
+}
+
+#[test]
+fn the_level_and_the_form_decide_about_the_line_of_an_ended_stream() {
+    let name = "telemetry::tests::child_that_logs_one_end";
+    let logged_as = |told: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", name, "--ignored", "--nocapture"]).env("TIDEGATE_TEST_LOG_AS", told);
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{told}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (level, ends, errors) in
+        [("off", 0, 0), ("error", 0, 1), ("warn", 0, 1), ("info", 2, 1), ("debug", 2, 1)]
+    {
+        for form in ["json", "text"] {
+            let text = logged_as(&format!("{level} {form}"));
+            let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+            let what = format!("{level} {form}: {text}");
+            assert_eq!((lines("stream ended"), lines("the last line")), (ends, errors), "{what}");
+            let json = lines("\"message\":\"stream ended\"");
+            assert_eq!(json, if form == "json" { ends } else { 0 }, "{what}");
+        }
+    }
 }
 
 /// What one update costs: `cargo test --release --lib cells_cost -- --ignored --nocapture`.
