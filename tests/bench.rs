@@ -41,6 +41,16 @@ fn growth_beyond_a_tenth_is_too_much_and_nothing_else_is() {
 }
 
 #[test]
+fn an_operation_with_a_bar_is_too_slow_beyond_it_only() {
+    let with_bar: Vec<_> = operations::ALL.iter().filter(|o| o.ns_max.is_some()).collect();
+    let [chunk] = with_bar[..] else { panic!("one bar is set") };
+    assert_eq!(chunk.name, "heartbeats, wheel and metrics of a chunk");
+    assert!(chunk.is_too_slow(300.1) && !chunk.is_too_slow(300.0));
+    let without = operations::ALL.iter().filter(|o| o.ns_max.is_none());
+    assert!(without.into_iter().all(|operation| !operation.is_too_slow(f64::MAX)));
+}
+
+#[test]
 fn changes_are_told_in_percent() {
     assert_eq!(Growth::of(Some(&200.0), 215.0).to_string(), "+7.5 %");
     assert_eq!(format!("{:>8}", Growth::of(Some(&200.0), 100.0)), " -50.0 %");

@@ -3,18 +3,29 @@
 //! Each can be repeated without end: it leaves its things as it found them.
 
 use std::hint::black_box;
-use std::task::Waker;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 
+use tidegate::admission::held::Held;
 use tidegate::admission::permit::Permits;
-use tidegate::config::{self, Family};
+use tidegate::clock::Clock;
+use tidegate::config::{self, Family, HeartbeatStyle};
 use tidegate::gateway::plan;
 use tidegate::gateway::route::Routes;
 use tidegate::gateway::{check, reply};
-use tidegate::telemetry::{Cells, Shape, trace};
+use tidegate::stream::control::{Control, IoState, Patience};
+use tidegate::stream::deadline::Deadlines;
+use tidegate::stream::ground::{Ground, Rules, Scratch};
+use tidegate::stream::life::{Birth, Life, Live, Place};
+use tidegate::telemetry::line::Pen;
+use tidegate::telemetry::log::{self, StreamEnd};
+use tidegate::telemetry::{Cells, Reason, Shape, trace};
 use tidegate::wire::chunked::Decoder;
 use tidegate::wire::guard::Guard;
 use tidegate::wire::head;
@@ -33,10 +44,23 @@ pub(crate) struct Operation {
     pub(crate) times: u32,
     /// Makes what it works on.
     pub(crate) build: fn() -> Repeat,
+    /// What it may take, nanoseconds, if that is required.
+    pub(crate) ns_max: Option<f64>,
 }
 
 const fn of(name: &'static str, times: u32, build: fn() -> Repeat) -> Operation {
-    Operation { name, times, build }
+    Operation { name, times, build, ns_max: None }
+}
+
+impl Operation {
+    const fn at_most(self, ns: f64) -> Operation {
+        Operation { ns_max: Some(ns), ..self }
+    }
+
+    /// Whether `ns` nanoseconds are more than it may take.
+    pub(crate) fn is_too_slow(&self, ns: f64) -> bool {
+        self.ns_max.is_some_and(|max| ns > max)
+    }
 }
 
 /// Every operation, in the order of the report.
@@ -51,10 +75,13 @@ pub(crate) const ALL: &[Operation] = &[
     of("wheel, 100 timers met that have moved on", 50, wheel_moved),
     of("metric cells, one counter", 1000, cells_counter),
     of("metric cells, one histogram", 1000, cells_histogram),
+    of("heartbeats, wheel and metrics of a chunk", 1000, chunk_accounts).at_most(300.0),
     of("request guard, a usual head", 1000, guard),
     of("key scanner, a body of 2 kB", 100, scanner),
     of("request check: host, upgrade, dot segments", 1000, request_check),
     of("request id, a new one", 1000, request_id),
+    of("log line of an ended stream", 1000, log_line),
+    of("log line of an ended stream, by tracing", 1000, log_line_by_tracing),
     of("hop-by-hop fields put into a head, stripped", 1000, strip),
     of("response head of an event stream rewritten", 1000, response_head),
     of("route of a path, among 12", 1000, route),
@@ -173,6 +200,67 @@ fn cells_histogram() -> Repeat {
     })
 }
 
+/// All that a chunk of one event costs beyond being read, framed and written: the calls that the
+/// core, the relay and the client's socket make for it, and nothing else.
+fn chunk_accounts() -> Repeat {
+    let (clock, wheel, cells) = (Clock::System, Wheel::new(), Arc::new(cells()));
+    let io = Rc::<IoState>::default();
+    let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
+    let control = Control::new(io.clone(), cells.clone(), &wheel, patience);
+    let ground = Rc::new(Ground {
+        clock: clock.clone(),
+        wheel: wheel.clone(),
+        cells: cells.clone(),
+        live: Live::default(),
+        cutting: Rc::default(),
+        scratch: Scratch::default(),
+    });
+    let place =
+        Place { route: "r".into(), route_index: 0, upstream: "u".into(), upstream_index: 0 };
+    let mut life = Life::begin(Birth {
+        ground,
+        held: Held::new(Permits::new(1).take().expect("a free place"), None),
+        place: Rc::new(place),
+        id: "id".into(),
+        trace_id: None,
+        control: control.clone(),
+    });
+    let second = Duration::from_secs(1);
+    let rules = Rules {
+        heartbeat: Some(15 * second),
+        style: HeartbeatStyle::Comment,
+        first_byte: 120 * second,
+        idle: 120 * second,
+        total: 3600 * second,
+        max_event: 1 << 24,
+    };
+    let mut tracker = Tracker::new(Family::OpenAi, rules.max_event);
+    tracker.feed(event().as_bytes());
+    let (timer, mut deadlines) = (wheel.timer(), Deadlines::new(Tick(0), Tick(0)));
+    let mut cx = Context::from_waker(Waker::noop());
+    repeat(move || {
+        // It comes from upstream,
+        let now = clock.now();
+        deadlines.came(wheel.now());
+        life.received(black_box(240), 1, now);
+        // is given to the client,
+        io.read(clock.now());
+        deadlines.went(wheel.now());
+        life.gave(black_box(240));
+        // is taken by its socket,
+        if let Some(relay) = io.wrote(&clock) {
+            cells.chunk_relay.observe(relay);
+        }
+        io.flushed();
+        // and nothing more is there.
+        let (limit, _) = deadlines.limit(black_box(&rules), Some(&tracker), life.asked());
+        let beat = deadlines.heartbeat(black_box(&rules), &tracker, control.lagging());
+        timer.set(beat.expect("between two events").min(limit), cx.waker());
+        control.waits(0, true);
+        assert!(control.poll_cut(&mut cx).is_pending());
+    })
+}
+
 fn guard() -> Repeat {
     let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nuser-agent: bench\r\n\
         authorization: Bearer sk-0123456789abcdef\r\ncontent-type: application/json\r\n\
@@ -218,6 +306,45 @@ fn request_check() -> Repeat {
 fn request_id() -> Repeat {
     repeat(|| {
         black_box(trace::new_request_id());
+    })
+}
+
+/// A short request's.
+fn ended() -> StreamEnd<'static> {
+    StreamEnd {
+        id: "01kajc2v8d3f9w0000xq7r5m2n",
+        upstream_request_id: Some("req_5b0c2a7e91d34f60"),
+        trace_id: Some(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736),
+        route: "/v1/{*rest}",
+        upstream: "openai",
+        status: 200,
+        reason: Reason::Completed,
+        ttfb: Some(Duration::from_micros(843)),
+        duration: Duration::from_micros(1_207),
+        events: 3,
+        bytes: 731,
+        max_gap: Some(Duration::from_micros(211)),
+        attempt: 1,
+    }
+}
+
+/// Written, and handed to nobody.
+fn log_line() -> Repeat {
+    let (end, mut pen) = (ended(), Pen::new(io::sink()));
+    repeat(move || pen.write(black_box(&end)).expect("a sink takes everything"))
+}
+
+/// What the line above is instead of.
+fn log_line_by_tracing() -> Repeat {
+    let json = tracing_subscriber::fmt().json().flatten_event(true).with_writer(io::sink);
+    let json = json.with_current_span(false).with_span_list(false).finish();
+    let (end, dispatch) = (ended(), tracing::Dispatch::new(json));
+    Box::new(move |times| {
+        tracing::dispatcher::with_default(&dispatch, || {
+            for _ in 0..times {
+                log::stream_end(black_box(&end));
+            }
+        });
     })
 }
 

@@ -16,10 +16,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::config::{Family, HeartbeatStyle};
+use crate::config::Family;
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::stream::control::Control;
+use crate::stream::deadline::Deadlines;
 use crate::stream::ground::{Ground, Rules};
 use crate::stream::life::Life;
 use crate::stream::queue::Queue;
@@ -83,9 +84,7 @@ pub struct Stream {
     timer: Timer,
     control: Rc<Control>,
     life: Life,
-    started: Tick,
-    last_in: Tick,
-    last_out: Tick,
+    deadlines: Deadlines,
 }
 
 impl Stream {
@@ -139,9 +138,7 @@ impl Stream {
             phase: Phase::Flow,
             control,
             life,
-            started,
-            last_in: now,
-            last_out: now,
+            deadlines: Deadlines::new(started, now),
         }
     }
 
@@ -329,7 +326,7 @@ impl Stream {
 
     /// So many bytes were put out.
     fn gave(&mut self, bytes: usize) {
-        self.last_out = self.ground.wheel.now();
+        self.deadlines.went(self.ground.wheel.now());
         self.life.gave(bytes);
         if self.ahead.is_empty() && self.completed() {
             // A client may leave now without having missed anything.
@@ -340,7 +337,7 @@ impl Stream {
     /// Looks at what came from upstream.
     fn track(&mut self, bytes: &[u8]) -> Fed {
         let now = self.ground.clock.now();
-        self.last_in = self.ground.wheel.now();
+        self.deadlines.came(self.ground.wheel.now());
         self.life.reads(bytes);
         let fed = self.tracker.as_mut().map(|tracker| tracker.feed(bytes)).unwrap_or_default();
         self.life.received(bytes.len(), fed.events, now);
@@ -395,29 +392,15 @@ impl Stream {
         Poll::Pending
     }
 
-    /// When a heartbeat would be due; `None` inside an event, after the terminal mark, or towards
-    /// a client that does not even take what it was sent.
+    /// When a heartbeat would be due, if one may be.
     fn heartbeat_at(&self) -> Option<Tick> {
         let tracker = self.tracker.as_ref()?;
-        let quiet = self.rules.heartbeat?;
-        let may = self.rules.style != HeartbeatStyle::Off
-            && tracker.at_boundary()
-            && !tracker.completed()
-            && !self.control.lagging();
-        may.then(|| self.last_out.after(quiet))
+        self.deadlines.heartbeat(&self.rules, tracker, self.control.lagging())
     }
 
     /// The next limit that will be reached if nothing comes.
     fn deadline(&self) -> (Tick, Kind) {
-        let total = self.started.after(self.rules.total);
-        let (quiet, kind) = if self.completed() {
-            (self.last_in.after(limits::AFTER_TERMINAL), Kind::Idle)
-        } else if self.tracker.is_some() && self.events_seen() == 0 {
-            (self.life.asked().after(self.rules.first_byte), Kind::FirstByte)
-        } else {
-            (self.last_in.after(self.rules.idle), Kind::Idle)
-        };
-        if total < quiet { (total, Kind::Total) } else { (quiet, kind) }
+        self.deadlines.limit(&self.rules, self.tracker.as_ref(), self.life.asked())
     }
 
     fn timed_out(&self, kind: Kind) -> Failure {

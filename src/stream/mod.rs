@@ -4,7 +4,8 @@
 //! [`core`] is the one place bytes come out of a [`source`], event boundaries are tracked,
 //! heartbeats written, limits checked and the end decided. Three sinks pull them: [`relay`] writes to
 //! an HTTP/1.1 client itself, [`frames`] gives them to h2, [`body`] to hyper. [`control`] ends a
-//! response uncleanly without losing what was written. [`life`] is a request's record, from
+//! response uncleanly without losing what was written. [`deadline`] tells when a limit or a heartbeat
+//! is due. [`life`] is a request's record, from
 //! admission to its one log line. [`shape`] writes error bodies and events; [`queue`] holds what
 //! waits; [`ground`] is what all streams of a worker share.
 //!
@@ -14,6 +15,7 @@
 pub mod body;
 pub mod control;
 pub mod core;
+pub mod deadline;
 pub mod frames;
 pub mod ground;
 pub mod life;

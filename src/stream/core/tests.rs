@@ -10,6 +10,7 @@ use super::*;
 use crate::admission::held::Held;
 use crate::admission::permit::Permits;
 use crate::clock::Clock;
+use crate::config::HeartbeatStyle;
 use crate::stream::control::{IoState, Patience};
 use crate::stream::ground::Scratch;
 use crate::stream::life::{Birth, Live, Place};
