@@ -563,7 +563,8 @@ effects! {
             let fields = [("authorization", bearer.as_str()), ("sim-fault", "stall")];
             let mut first = stage.client(Http::H1).await;
             // The first is granted from a full bucket and leaves it in debt.
-            let headed = first.start("POST", CHAT, &fields, body.replace("\"messages\"", "\"stream\":true,\"messages\"")).await;
+            let stream = body.replace("\"messages\"", "\"stream\":true,\"messages\"");
+            let headed = first.start("POST", CHAT, &fields, stream).await;
             let _live = headed.head().await;
             assert_eq!(client.ask("POST", CHAT, &fields[..1], body.clone()).await.status, status, "{lines}");
         }
