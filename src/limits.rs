@@ -56,6 +56,10 @@ pub const UPSTREAM_SEND_BUFFER: usize = 64 * 1024;
 /// Streams on one HTTP/2 connection whose whole windows may be filled with frames of one byte,
 /// unread because their clients lag, before h2 gives the connection up.
 pub const UPSTREAM_LAGGING: usize = 1024;
+/// Compression table that an upstream may use for its response heads, bytes (RFC 7541, 4.2). None: heads
+/// come once per stream and are mostly dates and ids, which would fill a table of 4 KiB, with h2's own
+/// 12 KiB around it, on every connection.
+pub const UPSTREAM_HEADER_TABLE: u32 = 0;
 /// h2's budget for small DATA frames that nobody has read, bytes: h2 charges each of them 256 bytes
 /// less its payload. It is as large as [`UPSTREAM_LAGGING`] streams need, since what one of them can
 /// hold is bounded by its window: some 130 kB in frames of a token each (250 bytes), and at the very

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tidegate::memory::Allocator = tidegate::memory::Allocator;
 
 fn main() -> ExitCode {
     tidegate::cli::main()

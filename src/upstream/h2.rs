@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::clock::Moment;
 use crate::limits;
+use crate::memory;
 use crate::telemetry::cells::ConnState;
 use crate::upstream::pool::Pool;
 use crate::upstream::transport::Transport;
@@ -68,7 +69,7 @@ pub(super) async fn open(pool: &Rc<Pool>, transport: Transport) -> Result<(), h2
         idle_since: Cell::new(now),
         task: RefCell::default(),
     });
-    let task = drive(connection, alive, Rc::downgrade(pool), shared.clone());
+    let task = memory::apart(drive(connection, alive, Rc::downgrade(pool), shared.clone()));
     *shared.task.borrow_mut() = Some(tokio::task::spawn_local(task).abort_handle());
     pool.cells().connections(ConnState::Idle).add(1);
     pool.shared.borrow_mut().push(shared);
@@ -79,6 +80,7 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        .header_table_size(limits::UPSTREAM_HEADER_TABLE)
         .initial_window_size(limits::UPSTREAM_STREAM_WINDOW)
         // Streams are bounded one by one: a lagging one must not close the window of the others.
         .initial_connection_window_size(u32::try_from(i32::MAX).expect("2^31-1"))

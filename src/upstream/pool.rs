@@ -24,6 +24,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::Url;
 use crate::error::{Failure, Kind};
 use crate::limits;
+use crate::memory;
 use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
 use crate::upstream::connect::{Dialed, Dialer, Protocol};
 use crate::upstream::h1::SoloLease;
@@ -160,7 +161,7 @@ impl Pool {
         };
         for _ in self.dials.get()..wanted {
             self.dials.set(self.dials.get() + 1);
-            tokio::task::spawn_local(dial(self.clone()));
+            tokio::task::spawn_local(memory::apart(dial(self.clone())));
         }
     }
 

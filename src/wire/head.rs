@@ -198,11 +198,16 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Gives every value memory of its own. Parsers cut values out of the block they have read, and
-/// HTTP/2 keeps sent fields in its compression table: some bytes there would hold kilobytes here.
+/// Headers with another value in every message.
+const UNREPEATED: [&str; 3] = ["traceparent", "x-request-id", "tidegate-request-id"];
+
+/// Makes headers fit for HTTP/2, which keeps sent fields in its compression table. Every value gets
+/// memory of its own: parsers cut values out of the block they have read, and some bytes in the
+/// table would hold kilobytes here. Values that never come again are marked as sensitive, which
+/// keeps them out: in the table they would only push out what does come again, and fill it.
 pub fn detach(headers: &mut HeaderMap) {
-    for value in headers.values_mut() {
-        let sensitive = value.is_sensitive();
+    for (name, value) in headers.iter_mut() {
+        let sensitive = value.is_sensitive() || UNREPEATED.contains(&name.as_str());
         let copy = HeaderValue::from_bytes(value.as_bytes());
         *value = copy.expect("what was a value is one");
         value.set_sensitive(sensitive);

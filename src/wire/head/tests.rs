@@ -217,3 +217,14 @@ fn a_detached_value_is_the_same_elsewhere() {
     assert_eq!((value.as_bytes(), value.is_sensitive()), (&block[..7], true));
     assert_ne!(value.as_bytes().as_ptr(), block.as_ptr());
 }
+
+#[test]
+fn only_what_comes_again_may_enter_a_compression_table() {
+    let mut headers = HeaderMap::new();
+    for name in ["traceparent", "accept", "x-request-id", "tidegate-request-id"] {
+        headers.insert(name, HeaderValue::from_static("1"));
+    }
+    detach(&mut headers);
+    let kept: Vec<_> = headers.iter().filter(|(_, value)| !value.is_sensitive()).collect();
+    assert_eq!(kept, [(&http::header::ACCEPT, &HeaderValue::from_static("1"))]);
+}
