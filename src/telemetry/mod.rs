@@ -2,7 +2,7 @@
 //!
 //! - [`names`]: every metric, declared once; [`labels`]: the closed label values.
 //! - [`cells`]: what a worker counts. [`render`]: all workers' cells as Prometheus text.
-//! - [`log`]: the log, with exactly one line per ended stream; [`line`]: that line as JSON.
+//! - [`log`]: the log, with exactly one line per ended stream; [`mod@line`]: that line as JSON.
 //! - [`trace`]: request and trace ids.
 //!
 //! Invariant: no label, field or line ever carries a header's value or a body's content, apart from
