@@ -3,9 +3,11 @@
 
 mod stage;
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use stage::events::without_heartbeats;
-use stage::{Answer, Client, End, Http, PATIENCE, Setup, Stage};
+use stage::{Answer, Client, End, Http, Setup, Stage, be_patient, patience};
 use tidegate::sim::{Behaviour, Framing, Kind, LineEnd, Split, expected_body};
 use tokio::task::JoinSet;
 
@@ -18,6 +20,15 @@ const EVENTS: u32 = 4;
 const INTERVAL: &str = "350ms";
 /// Quiet times between the events of all streams.
 const QUIETS: usize = STREAMS * (EVENTS as usize - 1);
+
+/// How long anything may take: a crowd is a fixed amount of work, byte by byte more than a
+/// million pieces, and what that takes depends on what else the machine does. Nothing here waits for a
+/// limit, so a gateway that reaches one fails the test in any case.
+const BUSY: Duration = Duration::from_secs(120);
+/// The same for the gateway's own limits on dialling and on clients that take nothing.
+const BUSY_STREAM: &str =
+    "heartbeat = \"100ms\"\nclient_stall = \"2m\"\nidle = \"5m\"\nfirst_byte = \"5m\"";
+const BUSY_UPSTREAM: &str = "connect = \"2m\"";
 
 /// A way to lay out the upstream's bytes: `sim-split`, `sim-line-end`, `sim-bom`.
 type Layout = (&'static str, &'static str, &'static str);
@@ -109,7 +120,9 @@ async fn all_arrive(
 ) {
     let (client_tls, upstream_tls) = (setup.client_tls, setup.upstream_tls);
     let what = format!("{http:?} tls {client_tls} -> h2 {} tls {upstream_tls}", setup.upstream_h2);
-    let stage = Stage::start(Setup { stream: "heartbeat = \"100ms\"".into(), ..setup }).await;
+    be_patient(BUSY);
+    let (stream, upstream) = (BUSY_STREAM.into(), BUSY_UPSTREAM.into());
+    let stage = Stage::start(Setup { stream, upstream, ..setup }).await;
     let answers = run(&stage, http, events, layout).await;
     let mut beats = 0;
     for (n, answer) in answers {
@@ -129,7 +142,7 @@ async fn all_arrive(
     assert_eq!(metrics.get("tidegate_heartbeats_total"), beats as f64, "{what}");
     assert_eq!(metrics.sum("tidegate_streams_ended_total"), STREAMS as f64, "{what}");
     let all = |c: &tidegate::sim::Counts| c.completed == STREAMS as u64;
-    stage.sim.wait_for(all, PATIENCE).await.expect("all completed");
+    stage.sim.wait_for(all, patience()).await.expect("all completed");
     assert_eq!(stage.sim.counts().requests, STREAMS as u64, "{what}: no request twice");
 }
 

@@ -11,7 +11,7 @@ pub mod scrape;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use tidegate::config;
@@ -27,9 +27,22 @@ pub use scrape::Metrics;
 /// Longest wait for anything a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `future` within [`PATIENCE`].
+static PATIENT: OnceLock<Duration> = OnceLock::new();
+
+/// [`PATIENCE`], or what the test binary asked for instead.
+pub fn patience() -> Duration {
+    *PATIENT.get().unwrap_or(&PATIENCE)
+}
+
+/// Waits longer than [`PATIENCE`], in all tests of the binary. Only where no test would take a limit
+/// of the gateway's for what it waits for.
+pub fn be_patient(patience: Duration) {
+    PATIENT.get_or_init(|| patience);
+}
+
+/// `future` within [`patience`].
 pub async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("within the test's patience")
+    tokio::time::timeout(patience(), future).await.expect("within the test's patience")
 }
 
 /// What to put on the stage.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::PATIENCE;
+use super::patience;
 
 /// One scrape: `name{label="value",…}` to its value.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub async fn metrics(addr: SocketAddr) -> Metrics {
 }
 
 pub async fn until(addr: SocketAddr, what: &str, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + patience();
     loop {
         let now = metrics(addr).await;
         if wanted(&now) {
