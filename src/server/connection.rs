@@ -62,8 +62,7 @@ pub async fn serve(socket: TcpStream, listener: usize, floor: Rc<Floor>, place: 
 async fn open(mut socket: TcpStream, floor: &Floor) -> Option<(Socket, Vec<u8>, Proto)> {
     if let Some(tls) = &floor.tls {
         let tls = tls.accept(socket).await.ok()?;
-        let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let proto = if h2 { Proto::H2 } else { Proto::H1 };
+        let proto = if tls.is_h2() { Proto::H2 } else { Proto::H1 };
         return Some((Socket::Tls(Box::new(tls)), Vec::new(), proto));
     }
     let mut ahead = Vec::with_capacity(PREFACE.len());

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::limits;
+use crate::server::tls_stream::TlsStream;
 use crate::stream::control::IoState;
 use crate::stream::ground::Ground;
 use crate::wire::guard::{Expecting, Fault, Guard};
@@ -26,7 +26,7 @@ pub enum Socket {
     /// Cleartext.
     Plain(TcpStream),
     /// TLS after its handshake.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 /// What the guard knows of the requests on an HTTP/1.1 connection.
@@ -109,7 +109,7 @@ impl ClientIo {
     pub fn peer(&self) -> Option<IpAddr> {
         let tcp = match &self.socket {
             Socket::Plain(tcp) => tcp,
-            Socket::Tls(tls) => tls.get_ref().0,
+            Socket::Tls(tls) => tls.io(),
         };
         tcp.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
@@ -145,14 +145,14 @@ impl ClientIo {
     fn tcp(&self) -> &TcpStream {
         match &self.socket {
             Socket::Plain(tcp) => tcp,
-            Socket::Tls(tls) => tls.get_ref().0,
+            Socket::Tls(tls) => tls.io(),
         }
     }
 
     fn tcp_mut(&mut self) -> &mut TcpStream {
         match &mut self.socket {
             Socket::Plain(tcp) => tcp,
-            Socket::Tls(tls) => tls.get_mut().0,
+            Socket::Tls(tls) => tls.io_mut(),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod io;
 pub mod listen;
 pub mod systemd;
 pub mod tls;
+pub mod tls_stream;
 pub mod worker;
 
 use std::net::SocketAddr;

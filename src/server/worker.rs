@@ -18,6 +18,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::limits;
 use crate::memory;
 use crate::server::listen::WorkerSockets;
+use crate::server::tls_stream::Acceptor;
 use crate::server::{Stage, accept};
 use crate::telemetry::Cells;
 use crate::wire::wheel::{Tick, Wheel};
@@ -54,7 +55,7 @@ pub struct Floor {
     /// The way of its requests.
     pub gateway: Rc<Gateway>,
     /// TLS, if the listeners have it.
-    pub tls: Option<tokio_rustls::TlsAcceptor>,
+    pub tls: Option<Rc<Acceptor>>,
     /// Streams on one HTTP/2 connection.
     pub h2_max_streams: u32,
 }
@@ -75,7 +76,7 @@ impl Worker {
         let config = &self.shared.terms.config;
         let floor = Rc::new(Floor {
             gateway: gateway.clone(),
-            tls: self.tls.map(Into::into),
+            tls: self.tls.map(Acceptor::new),
             h2_max_streams: config.server.h2_max_streams,
         });
         wheel.advance(Tick(clock.now().ticks()));
