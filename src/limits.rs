@@ -19,6 +19,13 @@ pub const CLIENT_HEAD: Duration = Duration::from_secs(10);
 pub const CLIENT_IDLE: Duration = Duration::from_secs(75);
 /// Longest wait for the next byte of a request body before it is refused with 408.
 pub const CLIENT_BODY_IDLE: Duration = Duration::from_secs(30);
+/// A request body may be slower than `limits.body_rate` for so long.
+pub const BODY_RATE_GRACE: Duration = Duration::from_secs(5);
+/// What a request body that streams is charged, bytes: the piece on its way to the upstream, and what
+/// the client's connection has read behind it.
+pub const BODY_STREAMING: usize = 192 * 1024;
+/// When a request that found no room in `limits.memory` may come again.
+pub const MEMORY_WAIT: Duration = Duration::from_secs(1);
 /// Largest request head, bytes, on HTTP/1.1 and HTTP/2; above it: 431.
 pub const CLIENT_HEAD_BYTES: usize = 64 * 1024;
 /// Most header fields of a request on HTTP/1.1; above it: 431. hyper's own limit is the same.
@@ -31,6 +38,9 @@ pub const BODY_PREFETCH: usize = 64 * 1024;
 pub const COMMIT_BYTES: usize = 16 * 1024;
 /// Largest piece of a response handed to a client's connection at once, bytes.
 pub const PIECE: usize = 16 * 1024;
+/// A shorter piece of a response that waits for an HTTP/2 client is copied, bytes: it could keep a
+/// read buffer of its connection alive that is many times as large.
+pub const PIECE_SHARED: usize = 8 * 1024;
 /// A worker's read buffer, bytes: the most that is read of one stream before the next has its turn.
 pub const SCRATCH: usize = 64 * 1024;
 /// Pause between a flushed error event and the cut, so that slow readers see the event
@@ -104,6 +114,8 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const NOTSENT_LOWAT: u32 = 16 * 1024;
 /// Open files kept back from the connection limit for listeners, the admin side and logs.
 pub const RESERVED_FILES: u64 = 256;
+/// When a request for which no file could be opened may come again.
+pub const FILES_WAIT: Duration = Duration::from_secs(1);
 /// Unacknowledged data or probes on any socket give it up after this (TCP_USER_TIMEOUT).
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections dialled at once towards one HTTP/2 endpoint by one worker.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 
+use tidegate::admission::budget::Budget;
 use tidegate::admission::held::Held;
 use tidegate::admission::permit::Permits;
 use tidegate::clock::Clock;
@@ -206,15 +207,16 @@ fn chunk_accounts() -> Repeat {
     let (clock, wheel, cells) = (Clock::System, Wheel::new(), Arc::new(cells()));
     let io = Rc::<IoState>::default();
     let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
-    let control = Control::new(io.clone(), cells.clone(), &wheel, patience);
     let ground = Rc::new(Ground {
         clock: clock.clone(),
         wheel: wheel.clone(),
         cells: cells.clone(),
+        memory: Budget::new(1 << 20),
         live: Live::default(),
         cutting: Rc::default(),
         scratch: Scratch::default(),
     });
+    let control = Control::new(io.clone(), &ground, patience);
     let place =
         Place { route: "r".into(), route_index: 0, upstream: "u".into(), upstream_index: 0 };
     let mut life = Life::begin(Birth {

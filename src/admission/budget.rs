@@ -6,7 +6,7 @@
 //! refused a little earlier ([`Budget::admits`]).
 //!
 //! Invariant: `used` is the sum of all charges; a charge is taken back exactly once, by dropping
-//! it. Cost: one atomic update where a charge changes.
+//! it, or by who keeps its size itself ([`Budget::changed`]). Cost: one atomic update where a charge changes.
 //!
 //! All accesses are `Relaxed`. The count guards no other memory: nobody reads anything because of
 //! its value. That no update is lost, and that a limit is not passed by two at once, follows from
@@ -64,6 +64,20 @@ impl Budget {
         self.used() < max - max / limits::MEMORY_RESERVE
     }
 
+    /// For who keeps the size of its charge itself, and never loses it: what was a charge of `from`
+    /// bytes is one of `to`, within the budget or not.
+    pub fn changed(&self, from: u32, to: u32) {
+        self.replaced(from as usize, to as usize);
+    }
+
+    fn replaced(&self, from: usize, to: usize) {
+        if to > from {
+            self.used.fetch_add(to - from, Relaxed);
+        } else if to < from {
+            self.used.fetch_sub(from - to, Relaxed);
+        }
+    }
+
     /// Bytes charged beyond the budget, to be freed by cutting the largest backlogs.
     pub fn excess(&self) -> usize {
         self.used().saturating_sub(self.max())
@@ -90,11 +104,7 @@ impl Charge {
     /// that.
     pub fn set(&mut self, bytes: usize) {
         let bytes = bytes.min(Charge::MOST);
-        if bytes > self.bytes {
-            self.budget.used.fetch_add(bytes - self.bytes, Relaxed);
-        } else if bytes < self.bytes {
-            self.budget.used.fetch_sub(self.bytes - bytes, Relaxed);
-        }
+        self.budget.replaced(self.bytes, bytes);
         self.bytes = bytes;
     }
 

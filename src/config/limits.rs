@@ -89,7 +89,7 @@ const PER_SECOND: u64 = 10_000_000;
 pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
     let d = Limits::default();
     let s = r.section(root, "limits");
-    let limits = Limits {
+    Limits {
         connections: r.number(&s, "connections", 1..=MANY, d.connections),
         streams: r.number(&s, "streams", 1..=MANY, d.streams),
         new_streams_per_second: r.number(
@@ -110,11 +110,7 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Limits {
         body: r.size(&s, "body", 1024..=1 << 40, d.body),
         body_time: r.duration(&s, "body_time", &BODY_TIME, d.body_time),
         body_rate: r.size(&s, "body_rate", 0..=1 << 30, d.body_rate),
-    };
-    for name in ["memory", "body", "body_time", "body_rate"] {
-        r.not_yet(&s, name, "is checked but has no effect yet");
     }
-    limits
 }
 
 fn read_per_ip(r: &mut Reading<'_>, limits: &Section<'_>) -> Option<PerIp> {

@@ -834,7 +834,6 @@ fn keys_without_effect_are_named_when_they_are_set() {
         let expected = vec![(NoticeKind::NotYet, key.to_owned(), Some(line))];
         assert_eq!(notices(text), expected, "{text}");
     };
-    not_yet(&with("[limits]\nmemory = \"2GiB\""), "limits.memory", 2);
     not_yet("[[upstream]]\nurls = [\"http://a\", \"http://b\"]", "upstream[0].urls", 2);
     not_yet(&route("resume = true"), "route[0].resume", 4);
     not_yet(&route("family = \"responses\""), "route[0].family", 4);

@@ -20,6 +20,7 @@ use crate::gateway::Gateway;
 use crate::gateway::auth::Identity;
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
+use crate::limits;
 use crate::telemetry::cells::Rejection;
 use crate::upstream::upload::UploadState;
 
@@ -50,14 +51,17 @@ pub fn admit(
         let text = "the gateway shuts down; try again, another instance will answer";
         return Err(Failure::new(Kind::Draining, text));
     }
-    let (admission, limits) = (&gateway.admission, &plan.terms.config.limits);
+    let (admission, bounds) = (&gateway.admission, &plan.terms.config.limits);
     if !admission.memory.admits() {
-        let text = "limits.memory is nearly used up by request bodies and clients that lag";
-        return Err(Failure::limited(Limit::Memory, PLACE_WAIT, text));
+        let max = admission.memory.max();
+        let text = format!(
+            "limits.memory = {max} bytes is nearly used up by request bodies and clients that lag"
+        );
+        return Err(Failure::limited(Limit::Memory, limits::MEMORY_WAIT, text));
     }
     let now = gateway.ground.clock.now();
     let mut more = More::default();
-    if let Some(per_ip) = &limits.per_ip {
+    if let Some(per_ip) = &bounds.per_ip {
         let address = &admission.addresses;
         let taken = address.admit(identity.address, per_ip.streams, per_ip.new_per_second, now);
         more.address = Some(taken.map_err(of_address)?);

@@ -13,7 +13,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Version};
 
 use crate::config::Family;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Limit};
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
 use crate::gateway::{Gateway, admit, auth, check, reply};
@@ -108,8 +108,9 @@ async fn proxy(
     let before_body = gateway.ground.clock.now();
     let wheel = &gateway.ground.wheel;
     let (mut head, body) = request.into_parts();
-    let most = route.prefetch(&identity);
-    let upload = match Upload::prefetch(body, most, wheel).await {
+    let (limits, memory) = (&plan.terms.config.limits, &gateway.admission.memory);
+    let rules = route.body_rules(limits, &identity);
+    let upload = match Upload::prefetch(body, &rules, wheel, memory).await {
         Ok(upload) => upload,
         Err(failure) => return Err(failed(&mut life, family, counted_body(gateway, failure))),
     };
@@ -166,9 +167,12 @@ fn counted(gateway: &Gateway, failure: Failure) -> Failure {
 
 /// Counts what went wrong with a request's body, if it was that.
 fn counted_body(gateway: &Gateway, failure: Failure) -> Failure {
-    if matches!(failure.kind, Kind::BadRequest | Kind::BodySlow | Kind::BodyTooLarge) {
-        gateway.cells().rejections(Rejection::Body).inc();
-    }
+    let rejection = match failure.kind {
+        Kind::BadRequest | Kind::BodySlow | Kind::BodyTooLarge => Rejection::Body,
+        Kind::Limited(Limit::Memory) => Rejection::Memory,
+        _ => return failure,
+    };
+    gateway.cells().rejections(rejection).inc();
     failure
 }
 
@@ -185,6 +189,7 @@ struct Exchange<'a> {
 }
 
 /// How the wait for the upstream's head came out.
+#[allow(clippy::large_enum_variant, reason = "made and taken apart within one step")]
 enum Head {
     Answered(Answer),
     /// `commit_after` came first: the client gets its 200 now.

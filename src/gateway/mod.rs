@@ -58,12 +58,13 @@ pub struct Shared {
 impl Gateway {
     /// A worker's gateway over what all share.
     pub fn new(shared: &Shared, clock: &Clock, wheel: &Wheel, cells: &Arc<Cells>) -> Rc<Gateway> {
-        let plan = Plan::new(&shared.terms, clock, cells);
+        let plan = Plan::new(&shared.terms, &shared.admission.files, clock, cells);
         Rc::new(Gateway {
             ground: Rc::new(Ground {
                 clock: clock.clone(),
                 wheel: wheel.clone(),
                 cells: cells.clone(),
+                memory: shared.admission.memory.clone(),
                 live: Live::default(),
                 cutting: Rc::default(),
                 scratch: Scratch::default(),
@@ -90,6 +91,32 @@ impl Gateway {
     pub fn close_idle(&self) {
         for upstream in &self.plan().upstreams {
             upstream.close_idle();
+        }
+    }
+
+    /// Ends the streams of the largest backlogs until the process is within its memory budget again;
+    /// to be called once a tick.
+    pub fn shed(&self) {
+        let memory = &self.admission.memory;
+        if memory.excess() == 0 {
+            return;
+        }
+        let mut lagging = Vec::new();
+        self.ground.live.for_each(|row| lagging.push((row.control.charged(), row.control.clone())));
+        lagging.retain(|(bytes, _)| *bytes > 0);
+        lagging.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut shed = 0;
+        for (_, control) in lagging {
+            // Each gives its charge back at once, so that no other worker cuts for the same excess.
+            if memory.excess() == 0 {
+                break;
+            }
+            control.shed();
+            shed += 1;
+        }
+        if shed > 0 {
+            let max = memory.max();
+            tracing::warn!(shed, max, "limits.memory is used up: the largest backlogs were cut");
         }
     }
 

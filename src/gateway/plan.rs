@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::cors::Cors;
@@ -33,12 +34,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `terms`.
-    pub fn new(terms: &Arc<Terms>, clock: &Clock, cells: &Arc<Cells>) -> Rc<Plan> {
+    /// The plan of `terms`; each connection to an upstream takes one of `files`.
+    pub fn new(
+        terms: &Arc<Terms>,
+        files: &Arc<Permits>,
+        clock: &Clock,
+        cells: &Arc<Cells>,
+    ) -> Rc<Plan> {
         let config = &terms.config;
         let upstreams =
             config.upstreams.iter().zip(&terms.tls).enumerate().map(|(index, (up, tls))| {
-                Upstream::new(index, up.clone(), tls, clock.clone(), cells.clone())
+                Upstream::new(index, up.clone(), tls, files, clock.clone(), cells.clone())
             });
         let stream = &config.stream;
         Rc::new(Plan {

@@ -9,6 +9,7 @@ use crate::gateway::auth::Identity;
 use crate::limits;
 use crate::stream::ground::Rules;
 use crate::stream::life::Place;
+use crate::upstream::upload::BodyRules;
 
 /// The routes of the configuration, by path.
 pub struct Routes {
@@ -41,13 +42,15 @@ pub struct Route {
 }
 
 impl Route {
-    /// How much of a request's body is read before anything is decided, bytes.
-    pub fn prefetch(&self, identity: &Identity) -> usize {
+    /// What is asked of a request's body, and how much of it is read before anything is decided.
+    pub fn body_rules(&self, bounds: &config::Limits, identity: &Identity) -> BodyRules {
         let tenant = identity.tenant.as_ref();
-        match tenant.is_some_and(|tenant| !tenant.tokens.is_empty()) {
+        let prefetch = match tenant.is_some_and(|tenant| !tenant.tokens.is_empty()) {
             true => self.body_buffer.max(limits::BODY_PREFETCH),
             false => limits::BODY_PREFETCH,
-        }
+        };
+        let config::Limits { body: max, body_time: time, body_rate: rate, .. } = *bounds;
+        BodyRules { prefetch, max, time, rate }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use crate::admission::permit::Permits;
+use crate::admission::permit::{Full, Permits};
 use crate::limits;
 use crate::server::worker::Floor;
 use crate::server::{connection, listen};
@@ -42,13 +42,20 @@ pub async fn serve(listener: TcpListener, index: usize, floor: Rc<Floor>, places
 }
 
 fn take(socket: TcpStream, index: usize, floor: &Rc<Floor>, places: &Arc<Permits>) {
-    let Some(place) = places.take() else {
-        floor.gateway.cells().rejections(Rejection::Connections).inc();
-        if floor.tls.is_none() {
-            // A courtesy; the client may get a reset instead.
-            let _ = socket.try_write(FULL);
+    let place = match places.try_take() {
+        Ok(place) => place,
+        Err(full) => {
+            let limit = match full {
+                Full::Here => Rejection::Connections,
+                Full::Around => Rejection::Files,
+            };
+            floor.gateway.cells().rejections(limit).inc();
+            if floor.tls.is_none() {
+                // A courtesy; the client may get a reset instead.
+                let _ = socket.try_write(FULL);
+            }
+            return;
         }
-        return;
     };
     let floor = floor.clone();
     tokio::task::spawn_local(async move {

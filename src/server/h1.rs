@@ -69,8 +69,7 @@ pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
             inbound.taken();
             let ground = &gateway.ground;
             let patience = gateway.plan().patience;
-            let control =
-                Control::new(state.clone(), ground.cells.clone(), &ground.wheel, patience);
+            let control = Control::new(state.clone(), ground, patience);
             *current.borrow_mut() = Rc::downgrade(&control);
             let asked = Asked::of(request.version(), request.headers());
             let (gateway, slot, state) = (gateway.clone(), slot.clone(), state.clone());

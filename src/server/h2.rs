@@ -32,6 +32,7 @@ use crate::server::worker::Floor;
 use crate::stream::body::ClientBody;
 use crate::stream::control::{Control, IoState};
 use crate::stream::frames::{Frames, Over};
+use crate::telemetry::cells::Reason as Ended;
 use crate::upstream::upload::RequestBody;
 use crate::wire::head;
 use crate::wire::wheel::{Tick, Timer};
@@ -173,13 +174,8 @@ enum Phase {
 impl StreamTask {
     fn start(streams: &Rc<Streams>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let gateway = &streams.gateway;
-        let ground = &gateway.ground;
-        let control = Control::new(
-            streams.io.clone(),
-            ground.cells.clone(),
-            &ground.wheel,
-            gateway.plan().patience,
-        );
+        let patience = gateway.plan().patience;
+        let control = Control::new(streams.io.clone(), &gateway.ground, patience);
         let bodiless = request.method() == Method::HEAD;
         let (head, body) = request.into_parts();
         let body = RequestBody::h2(body, &head.headers);
@@ -258,9 +254,14 @@ impl Future for StreamTask {
             }
             Poll::Pending => {
                 ready!(me.control.poll_cut(cx));
+                let reason = match me.control.ended() {
+                    // RFC 9113, 7: the peer may be generating excessive load.
+                    Some(Ended::Limit) => Reason::ENHANCE_YOUR_CALM,
+                    _ => Reason::CANCEL,
+                };
                 match &mut me.phase {
-                    Phase::Head { respond, .. } => respond.send_reset(Reason::CANCEL),
-                    Phase::Body(frames) => frames.reset(Reason::CANCEL),
+                    Phase::Head { respond, .. } => respond.send_reset(reason),
+                    Phase::Body(frames) => frames.reset(reason),
                 }
                 Poll::Ready(())
             }

@@ -9,9 +9,17 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::limits;
+
+/// Files that connections may have open, on either side together: the process's limit without what is
+/// kept in reserve for listeners, the admin side and logs. At least one on each side.
+pub fn open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit.saturating_sub(limits::RESERVED_FILES)).unwrap_or(usize::MAX).max(2)
+}
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]

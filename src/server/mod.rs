@@ -27,8 +27,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::admission::Admission;
 use crate::admission::permit::Permits;
+use crate::admission::{Admission, Sizes};
 use crate::clock::Clock;
 use crate::config::{Config, Scheme};
 use crate::gateway::terms::{self, Terms};
@@ -129,7 +129,10 @@ pub fn run(
 ) -> Result<(), StartError> {
     let (config, now) = (Arc::new(config), Clock::System.now());
     let shared = Shared {
-        admission: Arc::new(Admission::new(&terms::sizes(&config.limits))),
+        admission: Arc::new(Admission::new(&Sizes {
+            files: listen::open_files(),
+            ..terms::sizes(&config.limits)
+        })),
         terms: Arc::new(Terms::new(config.clone(), upstream_tls(&config)?, None, now)),
         fault: options.fault,
         no_relay: options.no_relay,
@@ -147,7 +150,7 @@ pub fn run(
     let shape = shape(&config, &addresses);
     let cells: Vec<_> = (0..workers).map(|_| Arc::new(Cells::new(&shape))).collect();
     let (stage, staged) = watch::channel(Stage::Serving);
-    let connections = Permits::new(config.limits.connections);
+    let connections = Permits::within(&shared.admission.files, config.limits.connections);
     let mut fleet = Fleet {
         metrics: Metrics::new(shape, cells.clone()),
         asks: Vec::new(),
@@ -156,6 +159,7 @@ pub fn run(
         streams: shared.admission.streams.clone(),
         beats: Vec::new(),
     };
+    fleet.metrics.process().memory(shared.admission.memory.clone());
     let mut threads = Vec::new();
     for (index, (listeners, cells)) in sockets.per_worker.into_iter().zip(cells).enumerate() {
         let (ask, asked) = mpsc::channel(16);

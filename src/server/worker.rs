@@ -96,6 +96,7 @@ impl Worker {
                 _ = turn.tick() => {
                     wheel.advance(Tick(clock.now().ticks()));
                     self.beat.store(true, Ordering::Relaxed);
+                    gateway.shed();
                     turns = turns.wrapping_add(1);
                     if turns.is_multiple_of(CLOSE_IDLE_TICKS) {
                         gateway.close_idle();

@@ -77,6 +77,10 @@ impl StreamBody {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.control.asked();
+        // hyper stops asking when it likes to: what the upstream's connection may fill then counts as
+        // soon as the socket takes nothing.
+        let blocked = self.control.io().blocked_since().is_some();
+        self.control.takes(if blocked { self.stream.unread() } else { 0 });
         if self.control.full() {
             return Poll::Pending;
         }

@@ -11,14 +11,14 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::clock::{Clock, Moment};
 use crate::limits;
-use crate::telemetry::cells::{Cells, Reason};
-use crate::wire::wheel::{Tick, Timer, Wheel};
+use crate::stream::ground::Ground;
+use crate::telemetry::cells::Reason;
+use crate::wire::wheel::{Tick, Timer};
 
 #[cfg(test)]
 mod tests;
@@ -135,6 +135,8 @@ enum Phase {
     Flushing(Tick, u32),
     /// Flushed; waiting for this tick.
     Lingering(Tick),
+    /// Its memory is needed: at once.
+    Shed,
 }
 
 /// How to close.
@@ -158,8 +160,7 @@ pub struct Patience {
 /// One response's line from its body to the owner of its connection or stream.
 pub struct Control {
     io: Rc<IoState>,
-    cells: Arc<Cells>,
-    wheel: Wheel,
+    ground: Rc<Ground>,
     /// Made when first needed: most streams never lag.
     timer: OnceCell<Timer>,
     /// [`Patience::client_stall`] in milliseconds.
@@ -172,24 +173,22 @@ pub struct Control {
     /// Bytes that wait, or were given since the client was last seen to keep up.
     given: Cell<u32>,
     lagging: Cell<bool>,
+    /// Bytes of memory that this takes beyond `given`.
+    extra: Cell<u32>,
     /// What of `given` the backlog gauge holds.
     counted: Cell<u32>,
+    /// What is charged to the memory budget.
+    charged: Cell<u32>,
     ended: Cell<Option<Reason>>,
     ends_by_close: Cell<bool>,
 }
 
 impl Control {
     /// For one response on the connection of `io`.
-    pub fn new(
-        io: Rc<IoState>,
-        cells: Arc<Cells>,
-        wheel: &Wheel,
-        patience: Patience,
-    ) -> Rc<Control> {
+    pub fn new(io: Rc<IoState>, ground: &Rc<Ground>, patience: Patience) -> Rc<Control> {
         Rc::new(Control {
             io,
-            cells,
-            wheel: wheel.clone(),
+            ground: ground.clone(),
             timer: OnceCell::new(),
             stall_ms: u32::try_from(patience.client_stall.as_millis()).unwrap_or(u32::MAX),
             backlog: patience.backlog,
@@ -197,7 +196,9 @@ impl Control {
             waiting_since: Cell::new(None),
             given: Cell::new(0),
             lagging: Cell::new(false),
+            extra: Cell::new(0),
             counted: Cell::new(0),
+            charged: Cell::new(0),
             ended: Cell::new(None),
             ends_by_close: Cell::new(false),
         })
@@ -206,7 +207,7 @@ impl Control {
     /// The worker's time.
     #[cfg(test)]
     pub(crate) fn now(&self) -> Tick {
-        self.wheel.now()
+        self.ground.wheel.now()
     }
 
     /// The connection it belongs to.
@@ -221,9 +222,11 @@ impl Control {
 
     /// The body gave `bytes` bytes.
     pub fn gave(&self, bytes: usize) {
+        // What went on meanwhile is not known; more than this never waits.
+        let most = self.backlog.saturating_add(limits::PIECE as u32);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.given.set(self.given.get().saturating_add(bytes));
-        self.waiting_since.set(Some(self.wheel.now()));
+        self.given.set(self.given.get().saturating_add(bytes).min(most));
+        self.waiting_since.set(Some(self.ground.wheel.now()));
     }
 
     /// The body was asked for more.
@@ -239,19 +242,26 @@ impl Control {
         if bytes == 0 {
             self.waiting_since.set(None);
         } else if moved || self.waiting_since.get().is_none() {
-            self.waiting_since.set(Some(self.wheel.now()));
+            self.waiting_since.set(Some(self.ground.wheel.now()));
         }
     }
 
-    /// Bytes that may wait for the client before no more are asked of the source.
-    pub fn backlog_max(&self) -> usize {
-        self.backlog as usize
+    /// What waits for the client takes `bytes` more of memory than its own length: the spare room of
+    /// its buffer, what the upstream's connection has read and nobody asks for.
+    pub fn takes(&self, bytes: usize) {
+        self.extra.set(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Whether the source is not to be asked while `bytes` bytes wait for the client: there are as
+    /// many as may be, or some, and the process is out of memory for more.
+    pub fn enough(&self, bytes: usize) -> bool {
+        bytes >= self.backlog as usize || bytes > 0 && self.ground.memory.excess() > 0
     }
 
     /// Asks for the unclean end.
     pub fn cut(&self) {
         if let Phase::Open = self.phase.get() {
-            self.phase.set(Phase::Flushing(self.wheel.now(), self.io.flushes.get()));
+            self.phase.set(Phase::Flushing(self.ground.wheel.now(), self.io.flushes.get()));
         }
     }
 
@@ -278,7 +288,22 @@ impl Control {
     /// Whether as much as may be waits for the client: the source is not to be asked for more.
     /// Whoever drives the connection asks again when the socket has taken something.
     pub fn full(&self) -> bool {
-        self.io.blocked_since().is_some() && self.given.get() >= self.backlog
+        self.io.blocked_since().is_some() && self.enough(self.given.get() as usize)
+    }
+
+    /// Bytes of memory charged for it.
+    pub fn charged(&self) -> u32 {
+        self.charged.get()
+    }
+
+    /// Ends the response at once, since the process is out of memory. The charge is given back here;
+    /// what it stands for goes when the owner has its turn, which comes before the worker rests.
+    pub fn shed(&self) {
+        self.end(Reason::Limit);
+        self.phase.set(Phase::Shed);
+        self.account(false);
+        // Whoever lags has a deadline.
+        self.timer.get().into_iter().for_each(Timer::expire);
     }
 
     fn stall(&self) -> Duration {
@@ -294,7 +319,10 @@ impl Control {
 
     /// To be asked after each step: is it time to drop the response, and how?
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
-        let now = self.wheel.now();
+        if let Phase::Shed = self.phase.get() {
+            return Poll::Ready(Cut::Reset);
+        }
+        let now = self.ground.wheel.now();
         let lag = self.lag_since();
         self.account(lag.is_some());
         let mut due = None;
@@ -310,7 +338,7 @@ impl Control {
         }
         loop {
             match self.phase.get() {
-                Phase::Open => break,
+                Phase::Open | Phase::Shed => break,
                 Phase::Flushing(since, flushes) => {
                     if lag.is_none() && self.io.flushes.get() != flushes {
                         self.phase
@@ -336,7 +364,7 @@ impl Control {
             }
         }
         match due {
-            Some(due) => self.timer.get_or_init(|| self.wheel.timer()).set(due, cx.waker()),
+            Some(due) => self.timer.get_or_init(|| self.ground.wheel.timer()).set(due, cx.waker()),
             None => self.timer.get().into_iter().for_each(Timer::clear),
         }
         Poll::Pending
@@ -345,14 +373,21 @@ impl Control {
     fn account(&self, lagging: bool) {
         if !lagging {
             self.given.set(0);
+            self.extra.set(0);
         }
-        let backlog = if lagging { self.given.get() } else { 0 };
+        let cells = &self.ground.cells;
+        let backlog = self.given.get();
         let counted = self.counted.replace(backlog);
         if backlog != counted {
-            self.cells.backlog_bytes.add(i64::from(backlog) - i64::from(counted));
+            cells.backlog_bytes.add(i64::from(backlog) - i64::from(counted));
+        }
+        let charge = backlog.saturating_add(self.extra.get());
+        let charged = self.charged.replace(charge);
+        if charge != charged {
+            self.ground.memory.changed(charged, charge);
         }
         if self.lagging.replace(lagging) != lagging {
-            self.cells.stalled_streams.add(if lagging { 1 } else { -1 });
+            cells.stalled_streams.add(if lagging { 1 } else { -1 });
         }
     }
 }

@@ -152,6 +152,11 @@ impl Stream {
         &self.control
     }
 
+    /// Bytes that the upstream's connection may hold of it while nobody asks.
+    pub fn unread(&self) -> usize {
+        self.source.unread()
+    }
+
     /// Whether it is a stream of events, and followed as one.
     pub fn is_events(&self) -> bool {
         self.tracker.is_some()

@@ -11,7 +11,7 @@
 
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::SendStream;
 
 use crate::limits;
@@ -54,7 +54,7 @@ struct Waiting {
     first: Bytes,
     /// What follows, copied: so small pieces take no more than their size, and nobody else's
     /// buffers stay because of them.
-    more: BytesMut,
+    more: Vec<u8>,
 }
 
 impl Waiting {
@@ -62,11 +62,24 @@ impl Waiting {
         self.first.len() + self.more.len()
     }
 
+    /// Bytes of memory that they take.
+    fn memory(&self) -> usize {
+        self.first.len() + self.more.capacity()
+    }
+
+    /// They are kept for a while: a short piece must not keep a whole buffer of its connection.
+    fn settle(&mut self) {
+        if self.first.len() < limits::PIECE_SHARED && !self.first.is_unique() {
+            self.first = Bytes::copy_from_slice(&self.first);
+        }
+    }
+
     /// At most `max` of the bytes that come next.
     fn take(&mut self, max: usize) -> Bytes {
         let taken = self.first.split_to(self.first.len().min(max));
         if self.first.is_empty() {
-            self.first = std::mem::take(&mut self.more).freeze();
+            // Without what it had to spare, which nobody could account for afterwards.
+            self.first = std::mem::take(&mut self.more).into_boxed_slice().into();
         }
         taken
     }
@@ -99,7 +112,7 @@ impl Frames {
 
     /// These bytes, which must not be none.
     pub fn of_bytes(send: SendStream<Bytes>, bytes: Bytes) -> Frames {
-        let waiting = Waiting { first: bytes, more: BytesMut::new() };
+        let waiting = Waiting { first: bytes, more: Vec::new() };
         Frames { send, stream: None, waiting, end: Some(End::Clean), place: 0 }
     }
 
@@ -119,7 +132,7 @@ impl Frames {
                 return Poll::Ready(over);
             }
             let Some(stream) = self.stream.as_mut().filter(|_| self.end.is_none()) else { break };
-            if self.waiting.len() >= control.backlog_max() {
+            if control.enough(self.waiting.len()) {
                 break;
             }
             match stream.poll_fill_guarded(cx, &mut self.waiting) {
@@ -131,10 +144,25 @@ impl Frames {
         if step.moved || !step.in_line {
             control.waits(self.waiting.len(), step.moved);
         }
+        if !step.in_line {
+            self.tell_memory(control);
+        }
         if self.end == Some(End::Cut) && self.waiting.len() == 0 {
             control.cut();
         }
         Poll::Pending
+    }
+
+    /// Tells `control` what is kept for a client that lags.
+    fn tell_memory(&mut self, control: &Control) {
+        let held = self.waiting.len();
+        if held == 0 {
+            return;
+        }
+        self.waiting.settle();
+        let stopped = control.enough(held) && self.end.is_none();
+        let unread = self.stream.as_ref().filter(|_| stopped).map_or(0, |stream| stream.unread());
+        control.takes(self.waiting.memory() - held + unread);
     }
 
     /// Gives h2 what waits, as far as it may go now.

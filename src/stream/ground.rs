@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::budget::Budget;
 use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
 use crate::limits;
@@ -40,6 +41,8 @@ pub struct Ground {
     pub wheel: Wheel,
     /// The worker's metrics.
     pub cells: Arc<Cells>,
+    /// The process's memory for what clients that lag let wait.
+    pub memory: Arc<Budget>,
     /// The streams that live on this worker.
     pub live: Live,
     /// Set when the drain deadline has passed.

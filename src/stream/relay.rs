@@ -103,8 +103,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if self.ended == Some(End::Clean) && self.line.is_clear() {
             return Poll::Ready(Verdict::Complete);
         }
-        let control = self.stream.control();
-        control.waits(self.line.held(), true);
+        let (held, control) = (self.line.held(), self.stream.control());
+        control.waits(held, true);
+        let unread = if control.enough(held) { self.stream.unread() } else { 0 };
+        control.takes(self.line.memory() - held + unread);
         control.poll_cut(cx).map(Verdict::Cut)
     }
 
@@ -113,7 +115,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if !self.fresh {
             self.line.push(cx);
         }
-        let full = self.line.held() >= self.stream.control().backlog_max();
+        let full = self.stream.control().enough(self.line.held());
         if self.ended.is_some() || self.line.broken || full {
             return false;
         }
@@ -165,6 +167,11 @@ impl<Io: AsyncWrite + Unpin> Line<Io> {
         self.backlog.as_ref().map_or(0, |backlog| backlog.bytes.len() - backlog.taken)
     }
 
+    /// Bytes of memory that the backlog takes.
+    fn memory(&self) -> usize {
+        self.backlog.as_ref().map_or(0, |backlog| backlog.bytes.capacity())
+    }
+
     fn is_clear(&self) -> bool {
         self.backlog.is_none() && !self.unflushed
     }
@@ -196,6 +203,11 @@ impl<Io: AsyncWrite + Unpin> Line<Io> {
 
     fn keep(&mut self, pieces: &[IoSlice<'_>], taken: usize) {
         let backlog = self.backlog.get_or_insert_default();
+        if backlog.taken > 0 {
+            // Rather than to grow by what has gone on.
+            backlog.bytes.drain(..backlog.taken);
+            backlog.taken = 0;
+        }
         let mut skip = taken;
         for piece in pieces {
             let from = skip.min(piece.len());

@@ -58,6 +58,14 @@ impl Source {
         }
     }
 
+    /// Bytes that may lie between the upstream and whoever asks, in our memory.
+    pub fn unread(&self) -> usize {
+        match self {
+            Source::Body(download) => download.unread(),
+            _ => 0,
+        }
+    }
+
     /// Lets go of a source that is [`over`](Source::over) without cancelling anything.
     pub fn settle(&mut self) {
         if let Source::Body(download) = std::mem::replace(self, Source::Ended) {

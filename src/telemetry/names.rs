@@ -172,6 +172,8 @@ table! {
         "Heartbeats written to quiet streams.";
     BacklogBytes = "tidegate_backlog_bytes", Kind::Gauge, [],
         "Bytes held for clients that lag.";
+    MemoryBytes = "tidegate_memory_bytes", Kind::Gauge, [],
+        "Bytes of limits.memory in use: request bodies, and what is held for clients that lag.";
     StalledStreams = "tidegate_stalled_streams", Kind::Gauge, [],
         "Streams whose client takes nothing at the moment.";
     StreamPaths = "tidegate_stream_paths_total", Kind::Counter, ["path"],

@@ -7,12 +7,14 @@
 //! equals the count. Cost: paid by the admin thread per scrape; workers are only read.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder, proto};
+
+use crate::admission::budget::Budget;
 
 use super::cells::{Cells, Counter, Gauge, Histogram, Observed, RouteCells, Shape, UpstreamCells};
 use super::labels::{
@@ -32,6 +34,7 @@ pub struct Process {
     /// Index of the [`BreakerState`] per upstream: breakers are shared between workers, so adding
     /// them up over workers would be wrong.
     breakers: Vec<AtomicU8>,
+    memory: OnceLock<Arc<Budget>>,
 }
 
 impl Process {
@@ -39,12 +42,18 @@ impl Process {
         Process {
             reloads: Default::default(),
             breakers: shape.upstreams.iter().map(|_| AtomicU8::new(0)).collect(),
+            memory: OnceLock::new(),
         }
     }
 
     /// Counts one configuration reload.
     pub fn reloaded(&self, result: ReloadResult) {
         self.reloads[result.index()].fetch_add(1, Relaxed);
+    }
+
+    /// The memory budget to be shown; the first one given stays.
+    pub fn memory(&self, budget: Arc<Budget>) {
+        self.memory.get_or_init(|| budget);
     }
 
     /// Notes the state of an upstream's breaker; all start closed. An index beyond the shape's
@@ -182,7 +191,7 @@ impl Source {
                 each(ResumeResult::ALL, |r| f.counter([r.as_str()], c.resumes(r)));
             }),
             LogBytes => self.cells(|c| f.gauge([], &c.log_bytes)),
-            BreakerStates | ConfigReloads | LogLinesDropped | BuildInfo => {
+            BreakerStates | ConfigReloads | LogLinesDropped | BuildInfo | MemoryBytes => {
                 self.fill_process(name, f)
             }
         }
@@ -202,6 +211,9 @@ impl Source {
             Name::ConfigReloads => each(ReloadResult::ALL, |r| {
                 f.number([r.as_str()], self.process.reloads[r.index()].load(Relaxed) as f64);
             }),
+            Name::MemoryBytes => {
+                f.number([], self.process.memory.get().map_or(0, |memory| memory.used()) as f64);
+            }
             Name::LogLinesDropped => f.number([], log::dropped_lines() as f64),
             Name::BuildInfo => {
                 let profile = if cfg!(debug_assertions) { "debug" } else { "release" };

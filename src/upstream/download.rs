@@ -77,6 +77,16 @@ impl Download {
         }
     }
 
+    /// Bytes of it that may lie in memory, unread: over HTTP/2 the stream's window, over HTTP/1.1
+    /// none, for there the socket holds them.
+    pub fn unread(&self) -> usize {
+        match &self.0 {
+            Body::H1(_) => 0,
+            Body::H2(body) if body.ended() => 0,
+            Body::H2(_) => limits::UPSTREAM_STREAM_WINDOW as usize,
+        }
+    }
+
     /// Whether the last byte has been read: over HTTP/2 the frame that ends the stream may still
     /// be on its way when the declared length has come.
     pub fn over(&self) -> bool {

@@ -172,6 +172,10 @@ impl Sending {
         taken -= before;
         let piece = taken.min(self.piece.len());
         self.piece.advance(piece);
+        if self.piece.is_empty() {
+            // An empty rest would keep the whole block while the client is waited for.
+            self.piece = Bytes::new();
+        }
         self.behind = &self.behind[taken - piece..];
         Poll::Ready(Ok(()))
     }

@@ -41,10 +41,12 @@ pub(super) async fn exchange(
     let sent = sender.send_request(request, ended);
     let (mut response, stream) = sent.map_err(|error| Unanswered::Failed(unanswered(&error)))?;
     drop(sender);
-    let sending = (!ended).then(|| Box::new(Sending { stream, upload, piece: Bytes::new() }));
+    let piece = Bytes::new();
+    let sending = (!ended).then(|| Box::new(Sending { stream, upload, piece, sent: false }));
     let mut exchange = Exchange { sending };
     let (parts, received) =
         std::future::poll_fn(|cx| exchange.poll_head(cx, &mut response)).await?.into_parts();
+    exchange.sending.take_if(|sending| sending.sent);
     // h2 holds the body to it.
     let length =
         parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -57,7 +59,8 @@ pub(super) async fn exchange(
 
 /// What of a request is still to be sent.
 struct Exchange {
-    /// `None` once the request was sent, or is not wanted any more.
+    /// `None` once the request was sent and answered, or is not wanted any more: until the answer
+    /// h2 may hold its last part, and the upload the memory that is charged for that.
     sending: Option<Box<Sending>>,
 }
 
@@ -68,11 +71,7 @@ impl Exchange {
         let Some(sending) = &mut self.sending else { return Ok(()) };
         match sending.poll(cx) {
             Poll::Pending => Ok(()),
-            Poll::Ready(Ok(())) => {
-                self.sending = None;
-                Ok(())
-            }
-            Poll::Ready(Err(failure)) => Err(failure),
+            Poll::Ready(sent) => sent,
         }
     }
 
@@ -93,12 +92,22 @@ struct Sending {
     upload: Upload,
     /// What the client has sent and the upstream's window has not let pass yet.
     piece: Bytes,
+    /// Nothing more will be.
+    sent: bool,
 }
 
 impl Sending {
     /// Sends what the client has sent and the window lets pass; ready once all of it was sent, or
     /// the stream takes no more.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if !self.sent {
+            ready!(self.poll_send(cx))?;
+            self.sent = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         loop {
             if self.piece.is_empty() {
                 match ready!(Pin::new(&mut self.upload).poll_frame(cx)) {
@@ -160,6 +169,7 @@ impl Body {
                 self.complete();
                 return Poll::Ready(Some(Err(failure)));
             }
+            self.exchange.sending.take_if(|sending| sending.sent);
             match ready!(self.received.poll_data(cx)) {
                 None => {
                     self.complete();

@@ -24,6 +24,7 @@ pub mod upload;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::config;
 use crate::error::Failure;
@@ -40,11 +41,12 @@ pub struct Upstream {
 
 impl Upstream {
     /// Pools for every URL of `config`, all empty; `index` is its place in the metrics. `tls` is
-    /// [`tls::client_config`]'s, made once for all workers.
+    /// [`tls::client_config`]'s, made once for all workers; each connection takes one of `files`.
     pub fn new(
         index: usize,
         config: config::Upstream,
         tls: &rustls::ClientConfig,
+        files: &Arc<Permits>,
         clock: Clock,
         cells: Arc<Cells>,
     ) -> Rc<Upstream> {
@@ -53,8 +55,8 @@ impl Upstream {
             .iter()
             .map(|url| {
                 let dialer = Dialer::new(url, config.http, tls, config.connect);
-                let idle_max = config.pool_idle_max;
-                Pool::new(url.clone(), dialer, idle_max, index, clock.clone(), cells.clone())
+                let (idle_max, clock, cells) = (config.pool_idle_max, clock.clone(), cells.clone());
+                Pool::new(url.clone(), dialer, files, idle_max, index, clock, cells)
             })
             .collect();
         Rc::new(Upstream { config, pools })

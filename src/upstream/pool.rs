@@ -20,9 +20,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::admission::permit::{Permit, Permits};
 use crate::clock::{Clock, Moment};
 use crate::config::Url;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Limit};
 use crate::limits;
 use crate::memory;
 use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
@@ -37,6 +38,8 @@ type Waiter = oneshot::Sender<Result<Lease, Failure>>;
 pub(crate) struct Pool {
     pub(crate) url: Url,
     dialer: Dialer,
+    /// The process's open files.
+    files: Arc<Permits>,
     pub(super) clock: Clock,
     cells: Arc<Cells>,
     upstream: usize,
@@ -61,6 +64,7 @@ impl Pool {
     pub(crate) fn new(
         url: Url,
         dialer: Dialer,
+        files: &Arc<Permits>,
         idle_max: usize,
         upstream: usize,
         clock: Clock,
@@ -70,6 +74,7 @@ impl Pool {
         Rc::new(Pool {
             url,
             dialer,
+            files: files.clone(),
             clock,
             cells,
             upstream,
@@ -182,7 +187,13 @@ impl Pool {
         let all = self.protocol.get() != Some(Protocol::H1);
         let mut waiters = self.waiters.borrow_mut();
         while let Some(waiter) = waiters.pop_front() {
-            if waiter.send(Err(failure.clone())).is_ok() && !all {
+            if waiter.send(Err(failure.clone())).is_err() {
+                continue;
+            }
+            if let Kind::Limited(limit) = failure.kind {
+                self.cells.rejections(limit.into()).inc();
+            }
+            if !all {
                 break;
             }
         }
@@ -225,9 +236,14 @@ impl Pool {
 /// Opens one connection and puts it into the pool, or fails those who wait for it.
 async fn dial(pool: Rc<Pool>) {
     let cells = pool.cells();
+    let Some(place) = pool.files.take() else {
+        pool.dials.set(pool.dials.get() - 1);
+        pool.dial_failed(&out_of_files(&pool.files));
+        return pool.offer();
+    };
     cells.connections(ConnState::Connecting).add(1);
     let started = pool.clock.now();
-    let opened = open(&pool).await;
+    let opened = open(&pool, place).await;
     cells.connections(ConnState::Connecting).sub(1);
     pool.dials.set(pool.dials.get() - 1);
     match opened {
@@ -244,8 +260,19 @@ async fn dial(pool: Rc<Pool>) {
     pool.offer();
 }
 
-async fn open(pool: &Rc<Pool>) -> Result<(), (Failure, ConnectResult)> {
+/// Nothing was touched: the same request may pass once something has closed.
+fn out_of_files(files: &Permits) -> Failure {
+    let max = files.max();
+    let text = format!(
+        "no open file is left for a connection to the upstream: connections have {max}; raise \
+         LimitNOFILE= (or `ulimit -n`), or lower limits.connections"
+    );
+    Failure::limited(Limit::Files, limits::FILES_WAIT, text)
+}
+
+async fn open(pool: &Rc<Pool>, place: Permit) -> Result<(), (Failure, ConnectResult)> {
     let Dialed { mut transport, protocol } = pool.dialer.dial().await?;
+    transport.occupy(place);
     pool.protocol.set(Some(protocol));
     match protocol {
         Protocol::H1 if transport.is_quiet() => {

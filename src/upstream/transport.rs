@@ -1,7 +1,7 @@
 //! The byte stream under an upstream connection: TCP, or TLS over it.
 //!
 //! Owns what an exchange must know of its socket: whether it took a byte, whether it is fit for
-//! another request, and whether it closes with FIN or RST. Cost: 48 bytes and what tokio registers
+//! another request, and whether it closes with FIN or RST. Cost: 56 bytes and what tokio registers
 //! per socket; TLS is boxed, since its state alone is more than a kilobyte.
 
 use std::io;
@@ -16,6 +16,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+use crate::admission::permit::Permit;
 
 /// A connected transport.
 pub(crate) enum Transport {
@@ -47,6 +49,11 @@ impl Transport {
             Transport::Plain(tcp) => tcp,
             Transport::Tls(tls) => tls.get_mut().0.inner_mut().inner_mut(),
         }
+    }
+
+    /// Keeps `place` for as long as the connection is open.
+    pub(super) fn occupy(&mut self, place: Permit) {
+        self.tcp_mut().place = Some(place);
     }
 
     /// A request begins: nothing of it was written yet.
@@ -145,11 +152,13 @@ impl AsyncWrite for Transport {
 pub(crate) struct TcpIo {
     stream: TcpStream,
     wrote: bool,
+    /// Its place among the process's open files.
+    place: Option<Permit>,
 }
 
 impl TcpIo {
     pub(super) fn new(stream: TcpStream) -> TcpIo {
-        TcpIo { stream, wrote: false }
+        TcpIo { stream, wrote: false, place: None }
     }
 
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -229,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_cleartext_connection_is_small() {
-        assert!(size_of::<Transport>() <= 48, "{}", size_of::<Transport>());
+        assert!(size_of::<Transport>() <= 56, "{}", size_of::<Transport>());
     }
 
     #[tokio::test]

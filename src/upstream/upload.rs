@@ -4,14 +4,19 @@
 //! framing costs the upstream nothing and the usual small JSON body goes out with its length; the
 //! rest streams through. Every byte passes the JSON key scanner.
 //!
-//! Invariant: never more than `limits::BODY_PREFETCH` and one more frame is held. A client that
-//! sends nothing for `limits::CLIENT_BODY_IDLE` fails the body.
+//! Invariants: never more than was asked for ahead, and later one frame, is held, and what is held is
+//! charged to the memory budget. A body that is too large or whose client is too slow ([`pace`])
+//! fails, and what an upstream has seen of it until then breaks off.
+
+mod pace;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -19,8 +24,10 @@ use http::header::{self, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::error::{Failure, Kind};
+use crate::admission::budget::{Budget, Charge};
+use crate::error::{Failure, Kind, Limit};
 use crate::limits;
+use crate::upstream::upload::pace::Pace;
 use crate::wire::scan::{Found, Scanner};
 use crate::wire::wheel::{Tick, Timer, Wheel};
 
@@ -53,6 +60,12 @@ impl RequestBody {
             RequestBody::H1(incoming) => incoming.size_hint().exact(),
             RequestBody::H2 { length, .. } => *length,
         }
+    }
+
+    /// The same, of an HTTP/1.1 client: its buffer waits with it for the answer, so that a piece of it
+    /// may be kept. One of an HTTP/2 connection would keep what other streams have sent.
+    fn is_over_on_http1(&self) -> bool {
+        matches!(self, RequestBody::H1(_)) && self.is_over()
     }
 
     /// Whether the last byte has been taken, as far as is known without asking.
@@ -92,6 +105,19 @@ impl RequestBody {
     }
 }
 
+/// What is asked of a request's body.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyRules {
+    /// How much of it is read before anything is decided, bytes.
+    pub prefetch: usize,
+    /// `limits.body`, bytes.
+    pub max: u64,
+    /// `limits.body_time`.
+    pub time: Duration,
+    /// `limits.body_rate`, bytes per second; 0 = any.
+    pub rate: u64,
+}
+
 /// A request body: what was read ahead, and the rest as it comes.
 pub struct Upload {
     ahead: VecDeque<Bytes>,
@@ -102,12 +128,17 @@ pub struct Upload {
     state: Rc<UploadState>,
     wheel: Wheel,
     timer: Timer,
+    pace: Pace,
+    /// `limits.body`, bytes.
+    max: u64,
+    /// For what lies ahead, or was given out last, and for what is kept of a body that streams.
+    charge: Charge,
 }
 
 /// What the gateway learns of a body while the connection to the upstream owns it.
 #[derive(Default)]
 pub struct UploadState {
-    fault: Cell<Option<Kind>>,
+    fault: Cell<Option<UploadError>>,
     done: Cell<bool>,
     moved: Cell<Tick>,
     received: Cell<bool>,
@@ -117,24 +148,51 @@ pub struct UploadState {
 }
 
 /// Why a body could not be read to its end.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UploadError {
     /// The client broke its connection or the rules of framing.
     #[error("the request body broke off or is badly framed")]
     Broken,
+    /// It is, or says that it will be, larger than `limits.body`.
+    #[error("the request body is larger than limits.body = {max} bytes; send less, or raise it")]
+    TooLarge {
+        /// The limit, bytes.
+        max: u64,
+    },
     /// The client stopped sending.
     #[error("no byte of the request body came for {} s", limits::CLIENT_BODY_IDLE.as_secs())]
-    Slow,
+    Idle,
+    /// The client took longer than `limits.body_time`.
+    #[error("the request body took longer than limits.body_time = {time:?}")]
+    Late {
+        /// The limit.
+        time: Duration,
+    },
+    /// The client was slower than `limits.body_rate`.
+    #[error("the request body came slower than limits.body_rate = {rate} bytes/s on average")]
+    Slow {
+        /// The limit, bytes per second.
+        rate: u64,
+    },
+}
+
+impl From<UploadError> for Failure {
+    fn from(error: UploadError) -> Failure {
+        let kind = match error {
+            UploadError::Broken => Kind::BadRequest,
+            UploadError::TooLarge { .. } => Kind::BodyTooLarge,
+            UploadError::Idle | UploadError::Late { .. } | UploadError::Slow { .. } => {
+                Kind::BodySlow
+            }
+        };
+        Failure::new(kind, error.to_string())
+    }
 }
 
 impl UploadState {
     /// The failure on the client's side, if it was that.
     pub fn failure(&self) -> Option<Failure> {
-        self.fault.get().map(|kind| {
-            let error =
-                if kind == Kind::BodySlow { UploadError::Slow } else { UploadError::Broken };
-            Failure::new(kind, error.to_string())
-        })
+        self.fault.get().map(Failure::from)
     }
 
     /// Whether the whole body went on to the upstream's connection.
@@ -176,16 +234,22 @@ impl UploadState {
 }
 
 impl Upload {
-    /// Reads the beginning of `body`: until its end or `most` bytes.
+    /// Reads the beginning of `body`: until its end or `rules.prefetch` bytes, charged to `budget`.
+    /// When that is used up it stops early, having read `limits::BODY_PREFETCH`.
     ///
     /// # Errors
-    /// `BadRequest` for broken framing or a body that broke off, `BodySlow` (408).
+    /// `BadRequest` for broken framing or a body that broke off, `BodyTooLarge` (413), `BodySlow`
+    /// (408), `Limited` (503) if the budget has no room.
     pub async fn prefetch(
         body: RequestBody,
-        most: usize,
+        rules: &BodyRules,
         wheel: &Wheel,
+        budget: &Arc<Budget>,
     ) -> Result<Upload, Failure> {
         let left = body.length();
+        if left.is_some_and(|left| left > rules.max) {
+            return Err(UploadError::TooLarge { max: rules.max }.into());
+        }
         let mut upload = Upload {
             ahead: VecDeque::new(),
             rest: (!body.is_over()).then_some(body),
@@ -196,24 +260,33 @@ impl Upload {
             }),
             wheel: wheel.clone(),
             timer: wheel.timer(),
+            pace: Pace::new(rules.time, rules.rate),
+            max: rules.max,
+            charge: Charge::none(budget),
         };
-        let mut held = 0;
-        while held < most && upload.rest.is_some() {
-            match std::future::poll_fn(|cx| upload.poll_rest(cx)).await {
-                Some(Ok(bytes)) => {
-                    held += bytes.len();
-                    upload.ahead.push_back(bytes);
-                }
-                Some(Err(error)) => {
-                    let kind = upload.state.fault.get().unwrap_or(Kind::BadRequest);
-                    return Err(Failure::new(kind, error.to_string()));
-                }
-                None => {}
+        let mut ahead = Ahead::default();
+        while ahead.len() < rules.prefetch && upload.rest.is_some() {
+            let Some(came) = std::future::poll_fn(|cx| upload.poll_rest(cx)).await else { break };
+            let bytes = came?;
+            let whole = upload.rest.as_ref().is_none_or(RequestBody::is_over_on_http1);
+            let collected = ahead.len();
+            if ahead.collect(bytes, whole, rules.prefetch, &mut upload.charge) {
+                continue;
             }
+            if collected < limits::BODY_PREFETCH {
+                return Err(no_room(budget));
+            }
+            break;
         }
         if upload.rest.is_none() {
             upload.state.received.set(true);
-            upload.left = Some(held as u64);
+            upload.left = Some(ahead.len() as u64);
+        }
+        upload.ahead.extend(ahead.into_bytes());
+        if upload.rest.as_ref().is_some_and(|rest| !rest.is_over())
+            && !upload.charge.try_grow(limits::BODY_STREAMING)
+        {
+            return Err(no_room(budget));
         }
         // Nobody polls an empty body, and without this its connection would never be reused.
         upload.state.done.set(upload.is_end_stream());
@@ -237,37 +310,91 @@ impl Upload {
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
         let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
+        let now = self.wheel.now();
         match rest.poll_data(cx) {
             Poll::Ready(Some(Ok(bytes))) => {
-                self.state.bytes.set(self.state.bytes.get() + bytes.len() as u64);
+                self.pace.came(now);
+                self.timer.clear();
+                let received = self.state.bytes.get() + bytes.len() as u64;
+                self.state.bytes.set(received);
+                if received > self.max {
+                    return self.fail(UploadError::TooLarge { max: self.max });
+                }
                 if let Some(scanner) = self.state.scanner.borrow_mut().as_mut() {
                     scanner.feed(&bytes);
                 }
-                self.timer.clear();
                 Poll::Ready(Some(Ok(bytes)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                self.state.fault.set(Some(Kind::BadRequest));
-                self.rest = None;
-                Poll::Ready(Some(Err(error)))
-            }
+            Poll::Ready(Some(Err(error))) => self.fail(error),
             Poll::Ready(None) => {
                 self.rest = None;
                 self.state.received.set(true);
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                let now = self.wheel.now();
-                if self.timer.due().is_some_and(|due| due <= now) {
-                    self.state.fault.set(Some(Kind::BodySlow));
-                    self.rest = None;
-                    return Poll::Ready(Some(Err(UploadError::Slow)));
+            Poll::Pending => match self.pace.waits(now, self.state.bytes.get()) {
+                Ok(due) => {
+                    self.timer.set(due, cx.waker());
+                    Poll::Pending
                 }
-                let due = self.timer.due().unwrap_or(now.after(limits::CLIENT_BODY_IDLE));
-                self.timer.set(due, cx.waker());
-                Poll::Pending
-            }
+                Err(error) => self.fail(error),
+            },
         }
+    }
+
+    fn fail(&mut self, error: UploadError) -> Poll<Option<Result<Bytes, UploadError>>> {
+        self.state.fault.set(Some(error));
+        self.rest = None;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+fn no_room(budget: &Budget) -> Failure {
+    let text = format!(
+        "limits.memory = {} bytes has no room for this request's body; try later",
+        budget.max()
+    );
+    Failure::limited(Limit::Memory, limits::MEMORY_WAIT, text)
+}
+
+/// The beginning of a body while it is collected, in one block, so that what is charged is what is
+/// held: small pieces would each keep a whole read buffer of the client's connection.
+#[derive(Default)]
+struct Ahead {
+    /// A body that came whole in one piece is not copied.
+    whole: Bytes,
+    pieces: Vec<u8>,
+}
+
+impl Ahead {
+    fn len(&self) -> usize {
+        self.whole.len() + self.pieces.len()
+    }
+
+    /// Adds `bytes`; they are all of the body, alone in a buffer, if `whole`. Grows towards `most`.
+    /// False if the budget is used up: what was charged then is beyond it.
+    fn collect(&mut self, bytes: Bytes, whole: bool, most: usize, charge: &mut Charge) -> bool {
+        if whole && self.pieces.is_empty() {
+            let fits = charge.try_grow(bytes.len());
+            self.whole = bytes;
+            return fits;
+        }
+        let (had, needed) = (self.pieces.capacity(), self.pieces.len() + bytes.len());
+        let mut fits = true;
+        if needed > had {
+            let doubled = needed.max((had * 2).min(most));
+            // With a full budget it grows by what is there already, and no more.
+            fits = charge.try_grow(doubled - had);
+            let wanted = if fits { doubled } else { needed };
+            self.pieces.reserve_exact(wanted - self.pieces.len());
+            charge.set(self.pieces.capacity());
+        }
+        self.pieces.extend_from_slice(&bytes);
+        fits
+    }
+
+    fn into_bytes(self) -> Option<Bytes> {
+        let all = if self.pieces.is_empty() { self.whole } else { self.pieces.into() };
+        (!all.is_empty()).then_some(all)
     }
 }
 
@@ -279,7 +406,10 @@ impl Upload {
             pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes())).collect();
         let left = ahead.iter().map(|piece| piece.len() as u64).sum();
         let (wheel, timer) = (wheel.clone(), wheel.timer());
-        Upload { ahead, rest: None, left: Some(left), state: Rc::default(), wheel, timer }
+        let charge = Charge::none(&Budget::new(usize::MAX));
+        let (left, pace) = (Some(left), Pace::new(Duration::MAX, 0));
+        let (rest, state, max) = (None, Rc::default(), u64::MAX);
+        Upload { ahead, rest, left, state, wheel, timer, pace, max, charge }
     }
 
     /// What was not given out yet.
@@ -298,7 +428,14 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let polled = match self.ahead.pop_front() {
             Some(bytes) => Poll::Ready(Some(Ok(bytes))),
-            None => self.poll_rest(cx),
+            None => {
+                // What was given before has gone on.
+                let streams = if self.rest.is_some() { limits::BODY_STREAMING } else { 0 };
+                if self.charge.bytes() > streams {
+                    self.charge.set(streams);
+                }
+                self.poll_rest(cx)
+            }
         };
         if let Poll::Ready(Some(Ok(bytes))) = &polled {
             self.state.moved.set(self.wheel.now());

@@ -219,6 +219,15 @@ impl Timer {
         self.wheel.inner.borrow_mut().disarm(self.key, State::Clear);
     }
 
+    /// Wakes its owner at once, if it has a deadline; that stays as it is.
+    pub fn expire(&self) {
+        let inner = self.wheel.inner.borrow();
+        let entry = &inner.entries[self.key as usize];
+        let waker = entry.waker.clone().filter(|_| entry.state == State::Armed);
+        drop(inner);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     /// The deadline, also after it has passed; `None` if never set, or cleared.
     pub fn due(&self) -> Option<Tick> {
         let inner = self.wheel.inner.borrow();

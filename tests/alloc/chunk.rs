@@ -15,6 +15,7 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tidegate::admission::budget::Budget;
 use tidegate::admission::held::Held;
 use tidegate::admission::permit::Permits;
 use tidegate::clock::Clock;
@@ -30,7 +31,7 @@ use tidegate::telemetry::{Cells, Shape};
 use tidegate::upstream::Upstream;
 use tidegate::upstream::send::{Outgoing, send};
 use tidegate::upstream::tls::client_config;
-use tidegate::upstream::upload::{RequestBody, Upload};
+use tidegate::upstream::upload::{BodyRules, RequestBody, Upload};
 use tidegate::wire::sse::Tracker;
 use tidegate::wire::wheel::{Tick, Wheel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,11 +111,15 @@ async fn upload(wheel: &Wheel) -> Upload {
     });
     let serving =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    let prefetched = async {
+        let body = RequestBody::H1(told.await.expect("a body"));
+        let time = Duration::from_secs(60);
+        let rules = BodyRules { prefetch: 1 << 16, max: 1 << 20, time, rate: 0 };
+        Upload::prefetch(body, &rules, wheel, &Budget::new(1 << 20)).await
+    };
     tokio::select! {
         _ = serving => panic!("it is never answered"),
-        upload = async { Upload::prefetch(RequestBody::H1(told.await.expect("a body")), 1 << 16, wheel).await } => {
-            upload.unwrap_or_else(|fault| panic!("{fault:?}"))
-        }
+        upload = prefetched => upload.unwrap_or_else(|fault| panic!("{fault:?}")),
     }
 }
 
@@ -124,8 +129,9 @@ async fn stream(simulator: SocketAddr) -> Stream {
     let text = format!("[[upstream]]\nurls = [\"http://{simulator}\"]\nhttp = 1\n");
     let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
     let tls = client_config(&rustls::RootCertStore::empty(), None).expect("nothing to read");
+    let files = Permits::new(1);
     let upstream =
-        Upstream::new(0, config.upstreams[0].clone(), &tls, clock.clone(), cells.clone());
+        Upstream::new(0, config.upstreams[0].clone(), &tls, &files, clock.clone(), cells.clone());
     let outgoing = Outgoing {
         method: Method::POST,
         uri: Uri::from_static("/v1/chat/completions"),
@@ -136,15 +142,16 @@ async fn stream(simulator: SocketAddr) -> Stream {
     };
     let answer = send(&upstream, outgoing).await.unwrap_or_else(|f| panic!("{f:?}"));
     let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
-    let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
     let ground = Rc::new(Ground {
         clock,
         wheel,
         cells,
+        memory: Budget::new(1 << 20),
         live: Live::default(),
         cutting: Rc::default(),
         scratch: Scratch::default(),
     });
+    let control = Control::new(Rc::<IoState>::default(), &ground, patience);
     let life = Life::begin(Birth {
         ground: ground.clone(),
         held: Held::new(Permits::new(1).take().expect("one place"), None),

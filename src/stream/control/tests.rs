@@ -1,14 +1,20 @@
 //! The way to an unclean end, on a clock of the test's own.
 
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::*;
-use crate::telemetry::Shape;
+use crate::admission::budget::Budget;
+use crate::stream::ground::Scratch;
+use crate::stream::life::Live;
+use crate::telemetry::{Cells, Shape};
+use crate::wire::wheel::Wheel;
 
 struct Bench {
     io: Rc<IoState>,
     wheel: Wheel,
     cells: Arc<Cells>,
+    memory: Arc<Budget>,
     control: Option<Rc<Control>>,
 }
 
@@ -19,8 +25,18 @@ impl Bench {
     fn new() -> Bench {
         let none = Shape { listeners: vec![], upstreams: vec![], routes: vec![] };
         let (io, wheel, cells) = (Rc::default(), Wheel::new(), Arc::new(Cells::new(&none)));
-        let control = Control::new(Rc::clone(&io), cells.clone(), &wheel, PATIENCE);
-        Bench { io, wheel, cells, control: Some(control) }
+        let memory = Budget::new(10_000);
+        let ground = Rc::new(Ground {
+            clock: Clock::System,
+            wheel: wheel.clone(),
+            cells: cells.clone(),
+            memory: memory.clone(),
+            live: Live::default(),
+            cutting: Rc::default(),
+            scratch: Scratch::default(),
+        });
+        let control = Control::new(Rc::clone(&io), &ground, PATIENCE);
+        Bench { io, wheel, cells, memory, control: Some(control) }
     }
 
     fn control(&self) -> &Control {
@@ -191,4 +207,59 @@ fn who_waits_for_the_socket_is_woken_once_when_it_takes_bytes_again() {
     assert!(bench.io.unpark(), "the same one was the first, and stood in line but once");
     assert!(!bench.io.unpark());
     assert_eq!(times(), 3 + most + most + 1);
+}
+
+#[test]
+fn what_a_client_lets_wait_is_charged_while_it_lags() {
+    let mut bench = Bench::new();
+    bench.control().waits(700, false);
+    bench.control().takes(300);
+    assert!(bench.poll().is_pending());
+    assert_eq!((bench.control().charged(), bench.memory.used()), (1000, 1000));
+    bench.control().waits(200, true);
+    bench.control().takes(0);
+    assert!(bench.poll().is_pending());
+    assert_eq!(bench.memory.used(), 200);
+    bench.control().waits(0, true);
+    assert!(bench.poll().is_pending());
+    assert_eq!((bench.memory.used(), bench.cells.backlog_bytes.get()), (0, 0));
+    bench.control().waits(500, true);
+    assert!(bench.poll().is_pending());
+    bench.control = None;
+    assert_eq!((bench.memory.used(), bench.cells.backlog_bytes.get()), (0, 0));
+}
+
+#[test]
+fn beyond_the_budget_nothing_is_asked_of_the_source_while_anything_waits() {
+    let bench = Bench::new();
+    assert!(!bench.control().enough(999) && bench.control().enough(1000));
+    bench.memory.changed(0, 10_000);
+    assert!(!bench.control().enough(999), "just used up");
+    bench.memory.changed(0, 1);
+    assert!(bench.control().enough(1) && !bench.control().enough(0));
+    bench.control().gave(1);
+    assert!(!bench.control().full());
+    bench.io.blocked(bench.wheel.now());
+    assert!(bench.control().full());
+}
+
+#[test]
+fn who_is_shed_gives_its_charge_back_and_is_reset_at_its_next_turn() {
+    struct Count(std::sync::atomic::AtomicU32);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let bench = Bench::new();
+    let woken = Arc::new(Count(0.into()));
+    let waker = Waker::from(woken.clone());
+    bench.control().waits(900, false);
+    assert!(bench.control().poll_cut(&mut Context::from_waker(&waker)).is_pending());
+    bench.control().shed();
+    assert_eq!(woken.0.load(std::sync::atomic::Ordering::Relaxed), 1, "without a tick");
+    assert_eq!((bench.memory.used(), bench.cells.stalled_streams.get()), (0, 0));
+    bench.control().waits(900, false);
+    assert_eq!(bench.poll(), Poll::Ready(Cut::Reset));
+    assert_eq!((bench.control().ended(), bench.memory.used()), (Some(Reason::Limit), 0));
 }

@@ -7,6 +7,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::*;
+use crate::admission::budget::Budget;
 use crate::admission::held::Held;
 use crate::admission::permit::Permits;
 use crate::clock::Clock;
@@ -55,6 +56,7 @@ impl Bench {
             clock: clock.clone(),
             wheel: wheel.clone(),
             cells: cells.clone(),
+            memory: Budget::new(usize::MAX),
             live: Live::default(),
             cutting: Rc::default(),
             scratch: Scratch::default(),
@@ -69,7 +71,7 @@ impl Bench {
         });
         let permits = Permits::new(1);
         let patience = Patience { client_stall: Duration::from_secs(30), backlog: 65536 };
-        let control = Control::new(Rc::<IoState>::default(), cells.clone(), &wheel, patience);
+        let control = Control::new(Rc::<IoState>::default(), &ground, patience);
         let life = Life::begin(Birth {
             ground: ground.clone(),
             held: Held::new(permits.take().expect("one place"), None),
