@@ -3,9 +3,9 @@
 CARGO ?= cargo
 
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
-BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects
+BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects --test overload
 
-.PHONY: help run test check build many clients load load-wrk load-oha peers compare price bench clean
+.PHONY: help run test check build many overload clients load load-wrk load-oha peers compare price bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -28,6 +28,9 @@ check: ## format, lints, tests, documentation
 
 many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (release build)
 	TIDEGATE_STREAMS=9000 $(CARGO) test --release --test many -- --nocapture
+
+overload: ## stalled readers and large bodies within a memory control group, with limits.memory and without (root, release build)
+	$(CARGO) test --release --test oom -- --ignored --nocapture
 
 clients: ## real clients (openai for Python and Node, curl) against `tidegate demo`
 	tests/clients/run

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,16 @@ pub struct Ended {
 impl Program {
     /// Starts `tidegate serve` with these arguments; `files` limits its open files.
     pub fn serve(args: &[&str], files: Option<u32>) -> Program {
+        Program::serve_in(args, files, None)
+    }
+
+    /// The same in the control group at `group`.
+    pub fn serve_in(args: &[&str], files: Option<u32>, group: Option<&Path>) -> Program {
         let log = tempfile::NamedTempFile::new().expect("a file");
-        let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
+        let mut limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
+        if let Some(group) = group {
+            limit += &format!("echo $$ > {}/cgroup.procs; ", group.display());
+        }
         let mut child = Command::new("sh")
             .args(["-c", &format!("{limit}exec \"$0\" serve \"$@\"")])
             .arg(env!("CARGO_BIN_EXE_tidegate"))
@@ -56,6 +65,11 @@ impl Program {
     pub fn terminate(&self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, Signal::TERM).expect("it runs");
+    }
+
+    /// Whether it runs still.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("our child").is_none()
     }
 
     /// What it has logged so far.
