@@ -92,6 +92,12 @@ pub const CHUNK_EXTENSION_BYTES: u16 = 4 * 1024;
 pub const CHUNK_TRAILER_BYTES: u16 = 16 * 1024;
 /// Longest value of a watched JSON key that is kept, bytes of UTF-8.
 pub const SCANNED_VALUE_BYTES: usize = 256;
+/// Most upstreams of a configuration, and most that metrics are kept for in the life of a process,
+/// over all its reloads.
+pub const UPSTREAMS: usize = 256;
+/// Most routes of a configuration, and most pairs of a path and an upstream that metrics are kept for
+/// in the life of a process, over all its reloads.
+pub const ROUTES: usize = 1024;
 /// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
 /// 500 bytes each this bounds the queue to 4 MiB.
 pub const LOG_LINES: usize = 8192;
@@ -128,6 +134,9 @@ pub const POOL_ATTEMPTS: usize = 4;
 /// A response of known length that has all come over HTTP/2 must be ended by its stream within
 /// this, or the stream is reset.
 pub const REUSE_WAIT: Duration = Duration::from_secs(1);
+/// How long a reload waits for a worker to go by the new configuration before it is reported; a
+/// worker that takes longer does so at its next turn.
+pub const RELOAD_WAIT: Duration = Duration::from_secs(5);
 /// After the drain deadline: time for error events to reach clients before the process ends.
 pub const CUT_WAIT: Duration = Duration::from_secs(5);
 /// After an unclean end the gateway reads on and discards for so long, so that unread bytes of the

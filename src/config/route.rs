@@ -14,6 +14,7 @@ use super::tenant::Tenant;
 use super::units::quoted;
 use super::upstream::Upstream;
 use super::url::{Url, check_path};
+use crate::limits::ROUTES;
 
 /// One path pattern and its upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +125,6 @@ impl HeartbeatStyle {
 }
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONGEST;
-const ROUTES: usize = 1024;
 const DEFAULT_PATH: &str = "/v1/{*rest}";
 
 impl Route {

@@ -17,6 +17,7 @@ use super::headers;
 use super::read::{Place, Reading, Section};
 use super::units::quoted;
 use super::url::{self, Url};
+use crate::limits::UPSTREAMS;
 
 /// One API and how it is reached.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,7 +103,6 @@ pub enum HttpVersion {
     H2,
 }
 
-const UPSTREAMS: usize = 256;
 const URLS: usize = 64;
 const MANY: u64 = 10_000_000;
 const TIME: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONGEST;

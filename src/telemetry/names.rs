@@ -248,7 +248,10 @@ pub fn docs() -> String {
         "# Metrics\n\n\
          Served on the admin listener at `/metrics` in the Prometheus text format. Every series\n\
          exists from the start, at zero. Label values come from the configuration or from the\n\
-         closed lists below. Written from the table in `src/telemetry/names.rs`; a test keeps the\n\
+         closed lists below. A route (its path with its upstream) or an upstream that a reload\n\
+         brings has its series from then on; one that a reload removes keeps them, so that streams\n\
+         that still run there are counted, and goes on with them if it comes back. In the life of a\n\
+         process there are at most 1,024 such routes and 256 upstreams. Written from the table in `src/telemetry/names.rs`; a test keeps the\n\
          two equal.\n\n\
          | metric | type | labels | meaning |\n|---|---|---|---|\n",
     );

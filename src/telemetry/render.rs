@@ -1,14 +1,14 @@
 //! All cells as Prometheus text (format 0.0.4).
 //!
 //! Owns the sum over the workers and the few counts that belong to the whole process. Refuses names
-//! that are not in [`names`](super::names): `Source::fill` matches on every one of them, so neither
-//! a name without series nor a series without name compiles. Invariants: every series exists from
-//! the start; equal label sets (two routes with one path, say) are one series, added up; `+Inf`
-//! equals the count. Cost: paid by the admin thread per scrape; workers are only read.
+//! that are not in [`names`](super::names): `Look::fill` matches on every one of them, so neither a
+//! name without series nor a series without name compiles. Invariants: every series exists from the
+//! start, or from the reload that brought its route or upstream, to the end of the process; equal
+//! label sets (two routes with one path, say) are one series, added up; `+Inf` equals the count. Cost: paid by the admin thread per scrape; workers are only read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
@@ -23,6 +23,8 @@ use super::labels::{
 };
 use super::log;
 use super::names::{Kind, LABELS_MAX, Metric, Name};
+use super::slots::{Full, Slots};
+use crate::limits;
 
 /// Content type of what [`Metrics::render`] returns.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -31,19 +33,16 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 #[derive(Debug)]
 pub struct Process {
     reloads: [AtomicU64; ReloadResult::COUNT],
-    /// Index of the [`BreakerState`] per upstream: breakers are shared between workers, so adding
+    /// Index of the [`BreakerState`] per upstream's slot: breakers are shared between workers, so adding
     /// them up over workers would be wrong.
     breakers: Vec<AtomicU8>,
     memory: OnceLock<Arc<Budget>>,
 }
 
 impl Process {
-    fn new(shape: &Shape) -> Process {
-        Process {
-            reloads: Default::default(),
-            breakers: shape.upstreams.iter().map(|_| AtomicU8::new(0)).collect(),
-            memory: OnceLock::new(),
-        }
+    fn new() -> Process {
+        let breakers = (0..limits::UPSTREAMS).map(|_| AtomicU8::new(0)).collect();
+        Process { reloads: Default::default(), breakers, memory: OnceLock::new() }
     }
 
     /// Counts one configuration reload.
@@ -56,8 +55,8 @@ impl Process {
         self.memory.get_or_init(|| budget);
     }
 
-    /// Notes the state of an upstream's breaker; all start closed. An index beyond the shape's
-    /// upstreams is ignored.
+    /// Notes the state of an upstream's breaker, by its slot; all start closed. A slot that cannot be
+    /// is ignored.
     pub fn breaker(&self, upstream: usize, state: BreakerState) {
         if let Some(cell) = self.breakers.get(upstream) {
             cell.store(state.index() as u8, Relaxed);
@@ -69,6 +68,9 @@ impl Process {
 pub struct Metrics {
     registry: Registry,
     process: Arc<Process>,
+    /// Written by [`Metrics::join`] only, so a scrape never waits for long.
+    shape: Arc<RwLock<Shape>>,
+    workers: Vec<Arc<Cells>>,
 }
 
 impl Metrics {
@@ -78,14 +80,33 @@ impl Metrics {
         if workers.is_empty() {
             workers.push(Arc::new(Cells::new(&shape)));
         }
-        let process = Arc::new(Process::new(&shape));
-        let source = Source { shape, workers, process: process.clone(), descs: descs() };
+        let (process, shape) = (Arc::new(Process::new()), Arc::new(RwLock::new(shape)));
+        let source = Source {
+            shape: shape.clone(),
+            workers: workers.clone(),
+            process: process.clone(),
+            descs: descs(),
+        };
         let registry = Registry::new();
         registry
             .register(Box::new(source))
             .and_then(|()| registry.register(Box::new(ProcessCollector::for_self())))
             .expect("the names in the table are valid and unique, and none starts with process_");
-        Metrics { registry, process }
+        Metrics { registry, process, shape, workers }
+    }
+
+    /// The slots of a configuration's upstreams, by name, and routes, by path and place in
+    /// `upstreams`. What is new gets cells on every worker, and its series from now on; what is gone
+    /// keeps both.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing has changed then.
+    pub fn join(&self, upstreams: &[&str], routes: &[(&str, usize)]) -> Result<Slots, Full> {
+        // A shape that a panic left half-changed would only have more names.
+        let mut shape = self.shape.write().unwrap_or_else(PoisonError::into_inner);
+        let slots = shape.join(upstreams, routes)?;
+        self.workers.iter().for_each(|cells| cells.grow(&shape));
+        Ok(slots)
     }
 
     /// What belongs to the whole process, to be written to.
@@ -114,7 +135,7 @@ fn descs() -> Vec<Desc> {
 
 /// What the registry collects from.
 struct Source {
-    shape: Shape,
+    shape: Arc<RwLock<Shape>>,
     workers: Vec<Arc<Cells>>,
     process: Arc<Process>,
     descs: Vec<Desc>,
@@ -126,18 +147,28 @@ impl Collector for Source {
     }
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
+        let shape = self.shape.read().unwrap_or_else(PoisonError::into_inner);
+        let look = Look { shape: &shape, workers: &self.workers, process: &self.process };
         let family = |name: &Name| {
             let mut family = Family { metric: name.metric(), series: BTreeMap::new() };
-            self.fill(*name, &mut family);
+            look.fill(*name, &mut family);
             family.into_proto()
         };
         Name::ALL.iter().map(family).collect()
     }
 }
 
-impl Source {
+/// What there is to show at one moment.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    shape: &'a Shape,
+    workers: &'a [Arc<Cells>],
+    process: &'a Process,
+}
+
+impl<'a> Look<'a> {
     /// Adds all series of one metric.
-    fn fill<'a>(&'a self, name: Name, f: &mut Family<'a>) {
+    fn fill(self, name: Name, f: &mut Family<'a>) {
         use Name::*;
         match name {
             ConnectionsLive => self.connections(|listener, proto, cells| {
@@ -198,7 +229,7 @@ impl Source {
     }
 
     /// The metrics that no worker counts.
-    fn fill_process<'a>(&'a self, name: Name, f: &mut Family<'a>) {
+    fn fill_process(self, name: Name, f: &mut Family<'a>) {
         match name {
             Name::BreakerStates => {
                 for (up, cell) in self.shape.upstreams.iter().zip(&self.process.breakers) {
@@ -223,14 +254,11 @@ impl Source {
         }
     }
 
-    fn cells<'a>(&'a self, each: impl FnMut(&'a Cells)) {
+    fn cells(self, each: impl FnMut(&'a Cells)) {
         self.workers.iter().map(|cells| &**cells).for_each(each);
     }
 
-    fn connections<'a>(
-        &'a self,
-        mut each: impl FnMut(&'a str, Proto, &'a super::cells::ConnectionCells),
-    ) {
+    fn connections(self, mut each: impl FnMut(&'a str, Proto, &'a super::cells::ConnectionCells)) {
         self.cells(|cells| {
             for (i, listener) in self.shape.listeners.iter().enumerate() {
                 Proto::ALL.iter().for_each(|&p| each(listener, p, cells.connections(i, p)));
@@ -238,19 +266,19 @@ impl Source {
         });
     }
 
-    fn routes<'a>(&'a self, mut each: impl FnMut(&'a str, &'a str, &'a RouteCells)) {
+    fn routes(self, mut each: impl FnMut(&'a str, &'a str, &'a RouteCells)) {
         self.cells(|cells| {
-            for ((route, upstream), r) in self.shape.routes.iter().zip(&cells.routes) {
+            for (slot, (route, upstream)) in self.shape.routes.iter().enumerate() {
                 let upstream = self.shape.upstreams.get(*upstream).map_or("", String::as_str);
-                each(route, upstream, r);
+                each(route, upstream, cells.route(slot));
             }
         });
     }
 
-    fn upstreams<'a>(&'a self, mut each: impl FnMut(&'a str, &'a UpstreamCells)) {
+    fn upstreams(self, mut each: impl FnMut(&'a str, &'a UpstreamCells)) {
         self.cells(|cells| {
-            for (name, u) in self.shape.upstreams.iter().zip(&cells.upstreams) {
-                each(name, u);
+            for (slot, name) in self.shape.upstreams.iter().enumerate() {
+                each(name, cells.upstream(slot));
             }
         });
     }

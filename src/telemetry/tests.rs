@@ -121,13 +121,13 @@ fn fill(cells: &Cells) {
             cells.connections(listener, *proto).total.add(2);
         }
     }
-    for route in &cells.routes {
+    for route in cells.routes.iter() {
         route.streams_live.add(3);
         route.ttfb.observe(Duration::from_millis(300));
         route.duration.observe(Duration::from_secs(4000));
         StatusClass::ALL.iter().for_each(|class| route.requests(*class).add(4));
     }
-    for upstream in &cells.upstreams {
+    for upstream in cells.upstreams.iter() {
         for histogram in
             [&upstream.chunk_interval, &upstream.jitter, &upstream.max_gap, &upstream.handshake]
         {
@@ -300,6 +300,36 @@ fn equal_label_sets_are_one_series() {
     assert_eq!(value(&families, "tidegate_requests_total", &labels), 8.0);
     let labels = [("listener", "127.0.0.1:0"), ("proto", "h1")];
     assert_eq!(value(&families, "tidegate_connections_live", &labels), 2.0);
+}
+
+#[test]
+fn a_reload_adds_series_and_takes_none_away() {
+    let (workers, metrics) = two_workers();
+    workers[1].upstream(0).events.add(5);
+    workers[0].route(0).streams_live.add(1);
+    let slots = metrics.join(&["new", "spare \"x\"\\"], &[("/v1/{*rest}", 0), ("/v2/{*rest}", 1)]);
+    let slots = slots.unwrap();
+    assert_eq!((&slots.upstreams[..], &slots.routes[..]), (&[2, 1][..], &[2, 1][..]));
+    workers[0].upstream(2).events.add(7);
+    workers[1].route(2).streams_live.add(3);
+    let families = parse(&metrics.render());
+    let events = |upstream| value(&families, "tidegate_events_total", &[("upstream", upstream)]);
+    assert_eq!((events("main"), events("new")), (5.0, 7.0), "what is gone is still counted");
+    let live = |upstream| {
+        let labels = [("route", "/v1/{*rest}"), ("upstream", upstream)];
+        value(&families, "tidegate_streams_live", &labels)
+    };
+    assert_eq!((live("main"), live("new")), (1.0, 3.0));
+    let labels = [("upstream", "new"), ("state", "closed")];
+    assert_eq!(value(&families, "tidegate_breaker_state", &labels), 1.0);
+
+    let series = |metrics: &Metrics| metrics.render().lines().count();
+    let before = series(&metrics);
+    for _ in 0..100 {
+        metrics.join(&["main"], &[("/v1/{*rest}", 0)]).unwrap();
+        metrics.join(&["new", "main"], &[("/v1/{*rest}", 0)]).unwrap();
+    }
+    assert_eq!(series(&metrics), before, "names that were there before add nothing");
 }
 
 #[test]

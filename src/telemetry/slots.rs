@@ -1,0 +1,144 @@
+//! Which cells belong to which route and upstream, for as long as the process lives.
+//!
+//! A reload may bring routes and upstreams, change and remove them, while streams of the former
+//! configuration still count. So a name keeps its slot, and the counts in it, from its first
+//! configuration on: one that is removed keeps its series, one that comes back goes on with it.
+//! Invariants: slots are only ever added, as many as [`limits`] allow; a slot's cells exist on every
+//! worker before anybody is told of it. Cost: 16 bytes per possible slot and worker (20 KiB), and
+//! one branch more per access than a plain list.
+
+use std::sync::OnceLock;
+
+use super::cells::Shape;
+use crate::limits;
+
+/// The slots of one configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// By upstream, in the order of the configuration.
+    pub upstreams: Vec<usize>,
+    /// By route, in the order of the configuration.
+    pub routes: Vec<usize>,
+}
+
+/// There is no slot left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "metrics are kept for {most} different {what} at most in the life of a process, those removed \
+     by earlier reloads included; restart to begin anew, or use names that were there before"
+)]
+pub struct Full {
+    what: &'static str,
+    most: usize,
+}
+
+impl Shape {
+    /// Finds the slots of `upstreams`, by name, and of `routes`, by path and place in `upstreams`;
+    /// adds what is not there yet.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing was added then.
+    pub fn join(&mut self, upstreams: &[&str], routes: &[(&str, usize)]) -> Result<Slots, Full> {
+        let (upstreams_before, routes_before) = (self.upstreams.len(), self.routes.len());
+        let mut slots = Slots::default();
+        for name in upstreams {
+            let known = self.upstreams.iter().position(|known| known == name);
+            slots.upstreams.push(known.unwrap_or_else(|| {
+                self.upstreams.push((*name).to_owned());
+                self.upstreams.len() - 1
+            }));
+        }
+        for (path, upstream) in routes {
+            let upstream = slots.upstreams[*upstream];
+            let known = self.routes.iter().position(|(p, u)| p == path && *u == upstream);
+            slots.routes.push(known.unwrap_or_else(|| {
+                self.routes.push(((*path).to_owned(), upstream));
+                self.routes.len() - 1
+            }));
+        }
+        let full = |what, len, most| if len > most { Err(Full { what, most }) } else { Ok(()) };
+        let fits = full("upstreams", self.upstreams.len(), limits::UPSTREAMS)
+            .and_then(|()| full("routes", self.routes.len(), limits::ROUTES));
+        if fits.is_err() {
+            self.upstreams.truncate(upstreams_before);
+            self.routes.truncate(routes_before);
+        }
+        fits.map(|()| slots)
+    }
+}
+
+/// Cells by slot: read by everyone, added to by whoever brings a configuration.
+#[derive(Debug)]
+pub(super) struct Table<T>(Box<[OnceLock<Box<T>>]>);
+
+impl<T> Table<T> {
+    /// Room for `most`, all empty.
+    pub(super) fn new(most: usize) -> Table<T> {
+        Table((0..most).map(|_| OnceLock::new()).collect())
+    }
+
+    /// Makes the cells of the first `count` slots, where they are not there yet.
+    pub(super) fn grow(&self, count: usize, make: fn() -> T) {
+        for slot in &self.0[..count] {
+            slot.get_or_init(|| Box::new(make()));
+        }
+    }
+
+    /// The cells of a slot that was handed out; panics for any other.
+    pub(super) fn get(&self, slot: usize) -> &T {
+        self.0[slot].get().expect("cells are made before their slot is told")
+    }
+
+    /// All cells that are there, by slot.
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map_while(|slot| slot.get().map(|cells| &**cells))
+    }
+
+    /// Bytes, those of the cells that are there included.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.0) + self.iter().count() * size_of::<T>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_its_slot() {
+        let mut shape = Shape::default();
+        let first = shape.join(&["a", "b"], &[("/1", 0), ("/2", 1)]).expect("room");
+        assert_eq!(first, Slots { upstreams: vec![0, 1], routes: vec![0, 1] });
+        // `a` is gone, `c` is new, `/2` leads elsewhere: a series of its own.
+        let second = shape.join(&["c", "b"], &[("/2", 0), ("/3", 1)]).expect("room");
+        assert_eq!(second, Slots { upstreams: vec![2, 1], routes: vec![2, 3] });
+        let third = shape.join(&["b", "a"], &[("/1", 1), ("/2", 0)]).expect("room");
+        assert_eq!(third, Slots { upstreams: vec![1, 0], routes: vec![0, 1] });
+        assert_eq!(shape.upstreams, ["a", "b", "c"]);
+        assert_eq!(shape.routes.len(), 4);
+    }
+
+    #[test]
+    fn slots_are_bounded_and_a_refusal_adds_nothing() {
+        let mut shape = Shape::default();
+        for n in 0..limits::UPSTREAMS - 1 {
+            shape.join(&[&format!("u{n}")], &[]).expect("room");
+        }
+        let before = shape.clone();
+        let full = shape.join(&["x", "y"], &[("/1", 0)]).expect_err("one place is left");
+        assert!(full.to_string().contains("256 different upstreams"), "{full}");
+        assert_eq!(shape, before);
+        shape.join(&["x", "u0"], &[("/1", 0)]).expect("the last place");
+        shape.join(&["u7", "x"], &[("/1", 1)]).expect("known names need none");
+
+        let paths: Vec<String> = (0..limits::ROUTES).map(|n| format!("/r{n}")).collect();
+        let routes: Vec<(&str, usize)> = paths.iter().map(|path| (path.as_str(), 0)).collect();
+        let before = shape.clone();
+        let full = shape.join(&["x"], &routes).expect_err("one is taken");
+        assert!(full.to_string().contains("1024 different routes"), "{full}");
+        assert_eq!(shape, before);
+        shape.join(&["x"], &routes[1..]).expect("just enough");
+    }
+}
