@@ -6,13 +6,15 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{self, Config, Loaded, Notice};
+use crate::config::{self, Fault, Faults, Loaded};
 use crate::gateway::auth;
+use crate::server::reload::Load;
 use crate::server::{self, Options, Ready};
 use crate::sim;
 use crate::telemetry::log;
@@ -46,6 +48,8 @@ enum Command {
 /// file, --upstream URL is enough: /v1/* goes there with the client's own credentials.
 /// SIGTERM and SIGINT drain: no new requests, streams finish until server.drain_deadline, the rest
 /// ends with an error event; a second signal ends them at once.
+/// SIGHUP reads the file again: a good one is taken over while streams go on, a faulty one changes
+/// nothing and the log has every fault.
 #[derive(Args)]
 struct Serve {
     /// Configuration file (TOML); docs/CONFIG.md has every key
@@ -153,23 +157,15 @@ fn say(line: &str) {
 
 impl Serve {
     fn run(self) -> Result<(), Failed> {
-        let loaded = match (&self.config, &self.upstream) {
-            (Some(path), _) => config::load(path),
-            (None, Some(url)) => config::for_upstream(url),
-            (None, None) => {
-                return Err(Failed {
-                    code: BAD_CONFIGURATION,
-                    text: "nothing to serve: give --config FILE or --upstream URL".into(),
-                });
-            }
+        let loaded = self.load().map_err(bad_configuration)?;
+        let load = move || match self.config {
+            Some(_) => self.load(),
+            None => Err(fault(
+                "there is nothing to read again: the gateway was started without a file; start it \
+                 with --config FILE to reload on SIGHUP",
+            )),
         };
-        let Loaded { mut config, notices } = loaded.map_err(bad_configuration)?;
-        if let Some(listen) = self.listen {
-            config.server.listen = vec![listen];
-        }
-        config.admin.listen = self.admin.unwrap_or(config.admin.listen);
-        config.server.workers = self.workers.unwrap_or(config.server.workers);
-        serve(config, notices, |ready| {
+        serve(loaded, Some(Arc::new(load)), |ready| {
             let listen: Vec<_> = ready.listen.iter().map(ToString::to_string).collect();
             say(&format!(
                 "tidegate ready: listening on {}, admin on {}",
@@ -178,19 +174,55 @@ impl Serve {
             ));
         })
     }
+
+    /// What the file, or the URL, and the command line say.
+    fn load(&self) -> Result<Loaded, Faults> {
+        let mut loaded = match (&self.config, &self.upstream) {
+            (Some(path), _) => config::load(path)?,
+            (None, Some(url)) => config::for_upstream(url)?,
+            (None, None) => {
+                return Err(fault("nothing to serve: give --config FILE or --upstream URL"));
+            }
+        };
+        let config = &mut loaded.config;
+        if let Some(listen) = self.listen {
+            config.server.listen = vec![listen];
+        }
+        config.admin.listen = self.admin.unwrap_or(config.admin.listen);
+        config.server.workers = self.workers.unwrap_or(config.server.workers);
+        Ok(loaded)
+    }
+}
+
+/// What is wrong with the command line, like what is wrong with a file.
+fn fault(text: &str) -> Faults {
+    let (file, key, text) = (String::new(), String::new(), text.to_owned());
+    Faults { faults: vec![Fault { file, line: None, column: None, key, text }] }
 }
 
 fn serve(
-    mut config: Config,
-    mut notices: Vec<Notice>,
+    mut loaded: Loaded,
+    load: Option<Load>,
     ready: impl FnOnce(&Ready) + 'static,
 ) -> Result<(), Failed> {
-    notices.extend(config.limits.clamp_to_open_files(raise_open_files()));
-    let _log = log::init("info", log::Format::Auto);
+    let open_files = raise_open_files();
+    let clamp = move |loaded: &mut Loaded| {
+        loaded.notices.extend(loaded.config.limits.clamp_to_open_files(open_files));
+    };
+    clamp(&mut loaded);
+    let Loaded { config, notices } = loaded;
+    let _log = log::init(config.log.level.as_str(), log::Format::Auto);
     for notice in &notices {
         tracing::warn!("{notice}");
     }
-    let options = Options { signals: true, ..Options::default() };
+    let load = load.map(|load| -> Load {
+        Arc::new(move || {
+            let mut loaded = load()?;
+            clamp(&mut loaded);
+            Ok(loaded)
+        })
+    });
+    let options = Options { signals: true, load, ..Options::default() };
     server::run(config, options, ready).map_err(failed)
 }
 
@@ -277,9 +309,8 @@ impl Demo {
             sim.addr().port(),
             ca.0.display().to_string(),
         );
-        let Loaded { config, notices } =
-            config::parse(&text, "the demo's options").map_err(bad_configuration)?;
-        serve(config, notices, |ready| {
+        let loaded = config::parse(&text, "the demo's options").map_err(bad_configuration)?;
+        serve(loaded, None, |ready| {
             let listen = ready.listen[0];
             say(&format!(
                 "tidegate demo: {listen} in front of a simulated upstream over HTTPS (HTTP/2).\n\

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use stage::client::{CHAT, STREAM};
+use stage::program::Program;
 use stage::{Answer, Client, End, Gateway, Http, Metrics, Setup, Stage, scrape};
 use tidegate::config::{self, NoticeKind};
 use tidegate::gateway::auth::{self, NewKey};
@@ -22,17 +23,15 @@ macro_rules! effects {
 }
 
 /// Keys that are checked and have no effect yet, with a value that is not the default.
-const NOT_YET: &[(&str, &str, &str)] =
-    &[("log.level", "log", "level = \"debug\""), ("route.resume", "route", "resume = true")];
+const NOT_YET: &[(&str, &str, &str)] = &[("route.resume", "route", "resume = true")];
 
 #[test]
 fn every_key_is_seen_to_work_or_said_not_to() {
     for (key, section, line) in NOT_YET {
         let lines = |name| if name == *section { *line } else { "" };
         let text = format!(
-            "[log]\n{}\n[limits]\n{}\n[[upstream]]\nname = \"a\"\nurls = [\"http://h\"]\n{}\n\
+            "[limits]\n{}\n[[upstream]]\nname = \"a\"\nurls = [\"http://h\"]\n{}\n\
              [[route]]\npath = \"/v1/{{*rest}}\"\nupstream = \"a\"\n{}\n",
-            lines("log"),
             lines("limits"),
             lines("upstream"),
             lines("route")
@@ -273,6 +272,22 @@ effects! {
         let gateway = Gateway::start(&text, None).await;
         assert!(gateway.ready.admin.is_ipv6());
         assert_eq!(scrape::admin(gateway.ready.admin, "GET", "/readyz").await.0, 200);
+    }
+    "log.level" log_level {
+        let sim = sim().await;
+        let files = tempfile::tempdir().expect("a folder");
+        let path = files.path().join("gateway.toml");
+        for (level, ends) in [("info", 1), ("warn", 0)] {
+            let text = format!("[log]\nlevel = \"{level}\"\n[[upstream]]\nurls = [\"http://{}\"]\n", sim.addr());
+            std::fs::write(&path, text).expect("a file");
+            let program = Program::serve(&["--config", path.to_str().expect("UTF-8")], None);
+            let mut client = Client::connect(program.listen, Http::H1, None).await;
+            assert_eq!(client.stream(&[]).await.end, End::Clean);
+            drop(client);
+            program.terminate();
+            let said = program.ended().await.stdout;
+            assert_eq!(said.matches("stream ended").count(), ends, "{level}: {said}");
+        }
     }
     "stream.heartbeat" heartbeat {
         let answer = streamed(with_stream("heartbeat = \"100ms\""),

@@ -114,7 +114,8 @@ impl Ends {
         let (cert, key) = (write("chain.pem", &made.chain_pem), write("key.pem", &made.key_pem));
         let server = server_config(&Tls { cert, key, client_ca: None }).expect("usable files");
         let roots = RootCertStore::empty();
-        let client = upstream::tls::client_config(&roots, Some(&ca)).expect("a usable file");
+        let client = upstream::tls::ClientTls::new(&roots, Some(&ca), None);
+        let client = client.expect("a usable file").config.clone();
         let (server, mut client) = (Arc::unwrap_or_clone(server), Arc::unwrap_or_clone(client));
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ends { server, client, _files: files }

@@ -26,7 +26,7 @@ use tidegate::stream::ground::{Ground, Rules, Scratch};
 use tidegate::stream::life::{Birth, Life, Live, Place};
 use tidegate::telemetry::line::Pen;
 use tidegate::telemetry::log::{self, StreamEnd};
-use tidegate::telemetry::{Cells, Reason, Shape, trace};
+use tidegate::telemetry::{Cells, Reason, Shape, Slots, trace};
 use tidegate::wire::chunked::Decoder;
 use tidegate::wire::guard::Guard;
 use tidegate::wire::head;
@@ -377,7 +377,8 @@ fn response_head() -> Repeat {
 
 fn route() -> Repeat {
     let config = config::parse(&twelve_routes(), "bench.toml").expect("a good configuration");
-    let routes = Routes::new(plan::routes(&config.config));
+    let slots = Slots { upstreams: (0..12).collect(), routes: (0..12).collect() };
+    let routes = Routes::new(plan::routes(&config.config, &slots));
     repeat(move || {
         let found = routes.find(black_box("/v1/chat/completions"));
         black_box(found.map(|route| route.upstream).expect("a route"));

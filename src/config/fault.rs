@@ -75,6 +75,8 @@ pub enum NoticeKind {
     Advice,
     /// The value was lowered to what the system allows.
     Clamped,
+    /// A reload cannot change it.
+    Restart,
 }
 
 impl NoticeKind {
@@ -84,6 +86,7 @@ impl NoticeKind {
             NoticeKind::NotYet => "not yet",
             NoticeKind::Advice => "advice",
             NoticeKind::Clamped => "clamped",
+            NoticeKind::Restart => "restart",
         }
     }
 }

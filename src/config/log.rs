@@ -51,6 +51,5 @@ impl Default for Log {
 
 pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Log {
     let s = r.section(root, "log");
-    r.not_yet(&s, "level", "is checked but has no effect yet");
     Log { level: r.choice(&s, "level", &Level::ALL, Log::default().level) }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 mod advice;
+mod change;
 mod cors;
 mod credential;
 mod fault;

@@ -58,7 +58,8 @@ pub struct Shared {
 impl Gateway {
     /// A worker's gateway over what all share.
     pub fn new(shared: &Shared, clock: &Clock, wheel: &Wheel, cells: &Arc<Cells>) -> Rc<Gateway> {
-        let plan = Plan::new(&shared.terms, &shared.admission.files, clock, cells);
+        let files = &shared.admission.files;
+        let plan = Plan::new(&shared.terms, None, files, clock, cells);
         Rc::new(Gateway {
             ground: Rc::new(Ground {
                 clock: clock.clone(),
@@ -80,6 +81,20 @@ impl Gateway {
     /// What the configuration in force means; who keeps it goes on as it began.
     pub fn plan(&self) -> Rc<Plan> {
         self.plan.borrow().clone()
+    }
+
+    /// New requests go by `terms` from now on.
+    pub fn adopt(&self, terms: &Arc<Terms>) {
+        let before = self.plan();
+        let plan = Plan::new(
+            terms,
+            Some(&before),
+            &self.admission.files,
+            &self.ground.clock,
+            &self.ground.cells,
+        );
+        self.plan.replace(plan.clone());
+        before.retire(&plan);
     }
 
     /// The worker's metrics.

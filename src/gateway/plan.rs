@@ -1,7 +1,8 @@
 //! What the configuration means to one worker: routes, upstreams, and what is borne from clients.
 //!
-//! A request keeps the plan it began with. A reload makes another plan; the old one goes with its
-//! last request. Upstreams that a reload leaves as they are go on with their pools.
+//! A request keeps the plan it began with until its head is decided, and what its stream goes by
+//! for as long as that lives. A reload makes another plan; the old one goes with its last request.
+//! URLs that a reload leaves as they are go on with their pools, the other pools are retired.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::gateway::terms::Terms;
 use crate::stream::control::Patience;
 use crate::stream::ground::Rules;
 use crate::stream::life::Place;
-use crate::telemetry::cells::Cells;
+use crate::telemetry::{Cells, Slots};
 use crate::upstream::Upstream;
 
 /// See the module.
@@ -34,23 +35,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `terms`; each connection to an upstream takes one of `files`.
+    /// The plan of `terms`, which follows `before`; each connection to an upstream takes one of `files`.
     pub fn new(
         terms: &Arc<Terms>,
+        before: Option<&Plan>,
         files: &Arc<Permits>,
         clock: &Clock,
         cells: &Arc<Cells>,
     ) -> Rc<Plan> {
         let config = &terms.config;
-        let upstreams =
-            config.upstreams.iter().zip(&terms.tls).enumerate().map(|(index, (up, tls))| {
-                Upstream::new(index, up.clone(), tls, files, clock.clone(), cells.clone())
-            });
+        let each = config.upstreams.iter().zip(&terms.tls).zip(&terms.slots.upstreams);
+        let upstreams = each.map(|((up, tls), &slot)| {
+            let before = before.and_then(|before| before.upstream_named(&up.name));
+            Upstream::new(slot, up.clone(), tls, before, files, clock, cells)
+        });
         let stream = &config.stream;
         Rc::new(Plan {
             terms: terms.clone(),
             cors: Cors::of(&config.cors),
-            routes: Routes::new(routes(config)),
+            routes: Routes::new(routes(config, &terms.slots)),
             patience: Patience {
                 client_stall: stream.client_stall,
                 backlog: u32::try_from(stream.backlog).unwrap_or(u32::MAX),
@@ -59,10 +62,21 @@ impl Plan {
             commit_after: stream.commit_after,
         })
     }
+
+    /// Lets go of what `next` has not taken over.
+    pub fn retire(&self, next: &Plan) {
+        for upstream in &self.upstreams {
+            upstream.retire(next.upstream_named(&upstream.config.name));
+        }
+    }
+
+    fn upstream_named(&self, name: &str) -> Option<&Upstream> {
+        self.upstreams.iter().find(|upstream| upstream.config.name == name).map(|found| &**found)
+    }
 }
 
-/// The routes of `config`, in its order.
-pub fn routes(config: &Config) -> Vec<Route> {
+/// The routes of `config`, in its order; `slots` are those of its metrics.
+pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
     let stream = &config.stream;
     let one = |(index, route): (usize, &crate::config::Route)| Route {
         path: route.path.clone(),
@@ -75,9 +89,9 @@ pub fn routes(config: &Config) -> Vec<Route> {
         literal_prefix: route.literal_prefix.as_str().into(),
         place: Rc::new(Place {
             route: route.path.clone(),
-            route_index: index,
+            route_index: slots.routes[index],
             upstream: config.upstreams[route.upstream].name.clone(),
-            upstream_index: route.upstream,
+            upstream_index: slots.upstreams[route.upstream],
         }),
         rules: Rc::new(Rules {
             heartbeat: stream.heartbeat,

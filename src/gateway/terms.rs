@@ -1,10 +1,11 @@
 //! What a configuration means to the whole process: tenants with their counts, queues, TLS.
 //!
 //! Shared by all workers. A reload makes new terms in which everything that has kept its name goes
-//! on with its counts; requests keep what they have taken, whatever the new terms say.
+//! on with its counts; requests keep what they have taken, whatever the new terms say. Making them
+//! is what puts a reload's limits in force, so it comes after everything that may fail.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::admission::Sizes;
 use crate::admission::bulkhead::{Bulkhead, Class};
@@ -14,17 +15,25 @@ use crate::admission::tenant::Tenant;
 use crate::admission::tokens::Tokens;
 use crate::clock::Moment;
 use crate::config::{self, Config, Priority};
+use crate::telemetry::Slots;
+use crate::upstream::tls::ClientTls;
 
 /// See the module.
 pub struct Terms {
     /// The configuration.
     pub config: Arc<Config>,
     /// TLS of each upstream, in the order of the configuration.
-    pub tls: Vec<Arc<rustls::ClientConfig>>,
+    pub tls: Vec<Arc<ClientTls>>,
+    /// Where its upstreams and routes are counted.
+    pub slots: Slots,
     tenants: BTreeMap<String, Arc<Tenant>>,
+    /// Numbers of tenants below this one have been given away.
+    next_id: u32,
     keys: HashMap<[u8; 32], Key>,
     /// By upstream; `None` where nothing is limited.
     bulkheads: Vec<Option<Arc<Bulkhead>>>,
+    /// By name, those in force and those that streams of earlier terms still hold slots of.
+    known_bulkheads: BTreeMap<String, Weak<Bulkhead>>,
 }
 
 /// What a key leads to.
@@ -43,19 +52,19 @@ impl Terms {
     /// The terms of `config`, which follow `before`.
     pub fn new(
         config: Arc<Config>,
-        tls: Vec<Arc<rustls::ClientConfig>>,
+        tls: Vec<Arc<ClientTls>>,
+        slots: Slots,
         before: Option<&Terms>,
         now: Moment,
     ) -> Terms {
         let mut tenants = BTreeMap::new();
         let mut keys = HashMap::new();
-        // Ids stay with names; a new name gets one that nobody had.
-        let used = before.iter().flat_map(|terms| terms.tenants.values()).map(|tenant| tenant.id);
-        let mut next_id = used.max().unwrap_or(0) + 1;
+        // Ids stay with names; a new name gets one that nobody had, since who had it may be queued.
+        let mut next_id = before.map_or(1, |terms| terms.next_id);
         for configured in &config.tenants {
             let known = before.and_then(|terms| terms.tenants.get(&configured.name));
             let id = known.map_or(next_id, |known| known.id);
-            next_id = next_id.max(id + 1);
+            next_id = next_id.max(id.saturating_add(1));
             let tenant = Arc::new(tenant(configured, id, known.map(|known| &**known), now));
             for key in &configured.keys {
                 let disabled = key.disabled || configured.disabled;
@@ -64,18 +73,8 @@ impl Terms {
             }
             tenants.insert(configured.name.clone(), tenant);
         }
-        let bulkheads = config.upstreams.iter().map(|upstream| {
-            let limited = upstream.max_streams > 0;
-            limited.then(|| match before.and_then(|terms| terms.bulkhead_named(&upstream.name)) {
-                Some(known) => {
-                    known.set(upstream.max_streams, upstream.queue);
-                    known.clone()
-                }
-                None => Bulkhead::new(upstream.max_streams, upstream.queue),
-            })
-        });
-        let bulkheads = bulkheads.collect();
-        Terms { config, tls, tenants, keys, bulkheads }
+        let (bulkheads, known_bulkheads) = bulkheads(&config, before);
+        Terms { config, tls, slots, tenants, next_id, keys, bulkheads, known_bulkheads }
     }
 
     /// The key with this hash.
@@ -83,14 +82,42 @@ impl Terms {
         self.keys.get(sha256)
     }
 
-    /// The queue of an upstream, if it is limited.
+    /// The queue of an upstream, by its place in the configuration, if it is limited.
     pub fn bulkhead(&self, upstream: usize) -> Option<&Arc<Bulkhead>> {
         self.bulkheads.get(upstream)?.as_ref()
     }
 
-    fn bulkhead_named(&self, name: &str) -> Option<&Arc<Bulkhead>> {
-        self.bulkhead(self.config.upstreams.iter().position(|upstream| upstream.name == name)?)
+    /// The TLS of the upstream of this name.
+    pub fn tls_named(&self, name: &str) -> Option<&Arc<ClientTls>> {
+        self.tls.get(self.config.upstreams.iter().position(|upstream| upstream.name == name)?)
     }
+}
+
+type Bulkheads = (Vec<Option<Arc<Bulkhead>>>, BTreeMap<String, Weak<Bulkhead>>);
+
+/// The queues of `config`'s upstreams, in its order, and all that are known by name.
+fn bulkheads(config: &Config, before: Option<&Terms>) -> Bulkheads {
+    let mut known = before.map_or_else(BTreeMap::new, |terms| terms.known_bulkheads.clone());
+    known.retain(|_, bulkhead| bulkhead.strong_count() > 0);
+    let each = config.upstreams.iter().map(|upstream| {
+        let of_name = known.get(&upstream.name).and_then(Weak::upgrade);
+        let (max, queue) = (upstream.max_streams, upstream.queue);
+        if max == 0 {
+            // Nothing is limited any more, so who waits need not.
+            of_name.inspect(|bulkhead| bulkhead.set(usize::MAX, queue));
+            return None;
+        }
+        let bulkhead = match of_name {
+            Some(of_name) => {
+                of_name.set(max, queue);
+                of_name
+            }
+            None => Bulkhead::new(max, queue),
+        };
+        known.insert(upstream.name.clone(), Arc::downgrade(&bulkhead));
+        Some(bulkhead)
+    });
+    (each.collect(), known)
 }
 
 /// What `limits` give to the process.

@@ -69,7 +69,7 @@ pub async fn serve(io: ClientIo, floor: Rc<Floor>) {
 /// The handshake; `None` if the client did not bring it to its end in time.
 async fn shake(io: ClientIo, floor: &Floor) -> Option<Box<Connection<ClientIo, Bytes>>> {
     let handshake = Builder::new()
-        .max_concurrent_streams(floor.h2_max_streams)
+        .max_concurrent_streams(floor.gateway.plan().terms.config.server.h2_max_streams)
         .initial_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .max_header_list_size(limits::CLIENT_HEAD_BYTES as u32)

@@ -3,22 +3,25 @@
 //! [`run`] starts it all and returns when the last connection of a drain has ended: [`listen`]
 //! makes the sockets, [`worker`] is one thread with its runtime, [`accept`] and [`connection`]
 //! take a client up to the first request, [`h1`] and [`h2`] drive hyper, [`admin`] answers
-//! operators, [`systemd`] reports to the service manager.
+//! operators, [`reload`] brings another configuration, [`systemd`] reports to the service manager.
 
 pub mod accept;
 pub mod admin;
 pub mod connection;
+pub mod files;
 pub mod h1;
 pub mod h2;
 pub mod handoff;
 pub mod io;
 pub mod listen;
+pub mod reload;
 pub mod systemd;
 pub mod tls;
 pub mod tls_stream;
 pub mod worker;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -30,9 +33,11 @@ use tokio::time::Instant;
 use crate::admission::permit::Permits;
 use crate::admission::{Admission, Sizes};
 use crate::clock::Clock;
-use crate::config::{Config, Scheme};
+use crate::config::Config;
 use crate::gateway::terms::{self, Terms};
 use crate::gateway::{FaultHook, Shared};
+use crate::server::files::Files;
+use crate::server::reload::{Load, Orders, Wish};
 use crate::server::worker::{Ask, Worker};
 use crate::telemetry::{Cells, Metrics, Shape};
 
@@ -53,9 +58,9 @@ pub enum StartError {
     /// A listener could not be made.
     #[error("{0}")]
     Listen(#[from] listen::ListenError),
-    /// A certificate, key or CA file is no good.
+    /// Certificates, keys or CA files are no good.
     #[error("{0}")]
-    Tls(std::io::Error),
+    Tls(#[from] files::Unusable),
     /// The operating system refused a thread or a runtime.
     #[error("cannot start a worker: {0}")]
     Worker(std::io::Error),
@@ -73,10 +78,14 @@ pub struct Ready {
 /// What the embedder, `main` or a test, decides.
 #[derive(Default)]
 pub struct Options {
-    /// Drain on SIGTERM and SIGINT.
+    /// Drain on SIGTERM and SIGINT; with `load`, reload on SIGHUP.
     pub signals: bool,
     /// Drain when this becomes true or its sender is gone; a second change cuts at once.
     pub stop: Option<watch::Receiver<u32>>,
+    /// How a reload reads the configuration; without it there are no reloads.
+    pub load: Option<Load>,
+    /// Reload when something comes.
+    pub reload: Option<mpsc::Receiver<Wish>>,
     /// See [`FaultHook`].
     pub fault: Option<FaultHook>,
     /// Leave every response to the HTTP library, so that tests can compare the two ways.
@@ -93,8 +102,12 @@ pub struct Fleet {
     pub stage: watch::Sender<Stage>,
     /// Places for client connections, shared.
     pub connections: Arc<Permits>,
-    /// Places for proxied requests, shared.
-    pub streams: Arc<Permits>,
+    /// What the process has to give to requests, shared.
+    pub admission: Arc<Admission>,
+    /// What every worker goes by.
+    pub orders: watch::Sender<Orders>,
+    /// The number of the orders that each worker goes by.
+    pub follows: Vec<watch::Receiver<u64>>,
     beats: Vec<Arc<AtomicBool>>,
 }
 
@@ -108,6 +121,26 @@ impl Fleet {
             }
             begin
         });
+    }
+
+    /// A worker to be run, and where it hears questions.
+    fn hire(&mut self, shared: &Shared, cells: Arc<Cells>) -> (Worker, mpsc::Receiver<Ask>) {
+        let (ask, asked) = mpsc::channel(16);
+        let (follows, follow) = watch::channel(0);
+        let beat = Arc::new(AtomicBool::new(true));
+        self.asks.push(ask);
+        self.follows.push(follow);
+        self.beats.push(beat.clone());
+        let worker = Worker {
+            shared: shared.clone(),
+            orders: self.orders.subscribe(),
+            follows,
+            cells,
+            connections: self.connections.clone(),
+            stage: self.stage.subscribe(),
+            beat,
+        };
+        (worker, asked)
     }
 
     /// Whether every worker has turned since the last question.
@@ -127,18 +160,7 @@ pub fn run(
     options: Options,
     ready: impl FnOnce(&Ready) + 'static,
 ) -> Result<(), StartError> {
-    let (config, now) = (Arc::new(config), Clock::System.now());
-    let shared = Shared {
-        admission: Arc::new(Admission::new(&Sizes {
-            files: listen::open_files(),
-            ..terms::sizes(&config.limits)
-        })),
-        terms: Arc::new(Terms::new(config.clone(), upstream_tls(&config)?, None, now)),
-        fault: options.fault,
-        no_relay: options.no_relay,
-    };
-    let tls = config.server.tls.as_ref().map(tls::server_config).transpose();
-    let tls = tls.map_err(StartError::Tls)?;
+    let files = Files::read(&config, None)?;
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         fixed => fixed,
@@ -147,51 +169,47 @@ pub fn run(
     let admin = listen::bind_admin(config.admin.listen)?;
     let addresses = Ready { listen: sockets.addresses.clone(), admin: admin.1 };
 
-    let shape = shape(&config, &addresses);
+    let listeners = addresses.listen.iter().map(SocketAddr::to_string).collect();
+    let shape = Shape { listeners, ..Shape::default() };
     let cells: Vec<_> = (0..workers).map(|_| Arc::new(Cells::new(&shape))).collect();
-    let (stage, staged) = watch::channel(Stage::Serving);
-    let connections = Permits::within(&shared.admission.files, config.limits.connections);
+    let metrics = Metrics::new(shape, cells.clone());
+    let slots = reload::slots(&metrics, &config).expect("the bounds of a configuration are lower");
+    let (config, now) = (Arc::new(config), Clock::System.now());
+    let shared = Shared {
+        admission: Arc::new(Admission::new(&Sizes {
+            files: listen::open_files(),
+            ..terms::sizes(&config.limits)
+        })),
+        terms: Arc::new(Terms::new(config.clone(), files.upstreams, slots, None, now)),
+        fault: options.fault,
+        no_relay: options.no_relay,
+    };
+    let orders = Orders { number: 0, terms: shared.terms.clone(), tls: files.server };
     let mut fleet = Fleet {
-        metrics: Metrics::new(shape, cells.clone()),
+        metrics,
         asks: Vec::new(),
-        stage,
-        connections: connections.clone(),
-        streams: shared.admission.streams.clone(),
+        stage: watch::Sender::new(Stage::Serving),
+        connections: Permits::within(&shared.admission.files, config.limits.connections),
+        admission: shared.admission.clone(),
+        orders: watch::Sender::new(orders),
+        follows: Vec::new(),
         beats: Vec::new(),
     };
     fleet.metrics.process().memory(shared.admission.memory.clone());
+    drop(config);
     let mut threads = Vec::new();
     for (index, (listeners, cells)) in sockets.per_worker.into_iter().zip(cells).enumerate() {
-        let (ask, asked) = mpsc::channel(16);
-        let beat = Arc::new(AtomicBool::new(true));
-        fleet.asks.push(ask);
-        fleet.beats.push(beat.clone());
-        let worker = Worker {
-            shared: shared.clone(),
-            tls: tls.clone(),
-            cells,
-            connections: connections.clone(),
-            stage: staged.clone(),
-            beat,
-        };
+        let (worker, asked) = fleet.hire(&shared, cells);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         let thread = thread.spawn(move || worker.run(listeners, asked));
         threads.push(thread.map_err(StartError::Worker)?);
     }
-    drop(staged);
+    drop(shared);
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .map_err(StartError::Worker)?;
-    runtime.block_on(async move {
-        let fleet = std::rc::Rc::new(fleet);
-        tokio::task::spawn_local(admin::serve(admin.0, fleet.clone()));
-        ready(&addresses);
-        systemd::ready();
-        tokio::task::spawn_local(systemd::watchdog(fleet.clone()));
-        stop_requested(&options, &fleet).await;
-        drain(&fleet, &options, config.server.drain_deadline).await;
-    });
+    runtime.block_on(control(fleet, admin.0, options, move || ready(&addresses)));
     // The workers end when the control thread's tasks, and with them the fleet, are gone.
     drop(runtime);
     for thread in threads {
@@ -202,34 +220,29 @@ pub fn run(
     Ok(())
 }
 
-fn upstream_tls(config: &Config) -> Result<Vec<Arc<rustls::ClientConfig>>, StartError> {
-    let https = config.upstreams.iter().any(|u| u.urls.iter().any(|u| u.scheme == Scheme::Https));
-    let roots = match https {
-        true => crate::upstream::tls::system_roots(),
-        false => rustls::RootCertStore::empty(),
-    };
-    let each = config.upstreams.iter();
-    each.map(|up| crate::upstream::tls::client_config(&roots, up.ca.as_deref()))
-        .collect::<Result<_, _>>()
-        .map_err(StartError::Tls)
+/// What the control thread does, from the open listeners to the end of the drain.
+async fn control(fleet: Fleet, admin: TcpListener, mut options: Options, ready: impl FnOnce()) {
+    let fleet = Rc::new(fleet);
+    tokio::task::spawn_local(admin::serve(admin, fleet.clone()));
+    let (hangup, wishes) = (reload::hangup(&options), options.reload.take());
+    if let Some(load) = options.load.take() {
+        tokio::task::spawn_local(reload::serve(load, hangup, wishes, fleet.clone()));
+    }
+    ready();
+    systemd::ready();
+    tokio::task::spawn_local(systemd::watchdog(fleet.clone()));
+    stop_requested(&options, &fleet).await;
+    let deadline = fleet.orders.borrow().terms.config.server.drain_deadline;
+    drain(&fleet, &options, deadline).await;
 }
 
 /// Reads and tries the certificates, keys and CA files that `config` names, as `run` would.
 ///
 /// # Errors
-/// The first that is no good, told with its path.
+/// All that are no good, told with their paths.
 pub fn check_files(config: &Config) -> Result<(), StartError> {
-    upstream_tls(config)?;
-    config.server.tls.as_ref().map(tls::server_config).transpose().map_err(StartError::Tls)?;
+    Files::read(config, None)?;
     Ok(())
-}
-
-fn shape(config: &Config, ready: &Ready) -> Shape {
-    Shape {
-        listeners: ready.listen.iter().map(SocketAddr::to_string).collect(),
-        upstreams: config.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
-        routes: config.routes.iter().map(|r| (r.path.clone(), r.upstream)).collect(),
-    }
 }
 
 /// Waits for the first wish to stop: a signal, the embedder, or `POST /drain`.
@@ -268,7 +281,7 @@ async fn embedder(options: &Options, calls: u32) {
 async fn drain(fleet: &Fleet, options: &Options, deadline: Duration) {
     systemd::stopping();
     fleet.drain();
-    tracing::info!(streams = fleet.streams.used(), ?deadline, "draining");
+    tracing::info!(streams = fleet.admission.streams.used(), ?deadline, "draining");
     tokio::select! {
         () = all_gone(fleet) => return,
         () = tokio::time::sleep(deadline) => {}
@@ -276,7 +289,7 @@ async fn drain(fleet: &Fleet, options: &Options, deadline: Duration) {
         () = embedder(options, 2) => {}
     }
     tracing::warn!(
-        streams = fleet.streams.used(),
+        streams = fleet.admission.streams.used(),
         "the drain deadline has passed; ending the rest"
     );
     fleet.stage.send_replace(Stage::Cutting);
@@ -287,7 +300,7 @@ async fn drain(fleet: &Fleet, options: &Options, deadline: Duration) {
 async fn all_gone(fleet: &Fleet) {
     // Looked at, not waited for: the last connection ends on another thread, once per process.
     let mut look = tokio::time::interval(crate::limits::TICK);
-    while fleet.connections.used() > 0 || fleet.streams.used() > 0 {
+    while fleet.connections.used() > 0 || fleet.admission.streams.used() > 0 {
         look.tick().await;
     }
 }

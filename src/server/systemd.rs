@@ -1,4 +1,4 @@
-//! What the service manager hears: ready, stopping, and that every worker still turns.
+//! What the service manager hears: ready, reloading, stopping, and that every worker still turns.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,6 +10,19 @@ use crate::server::Fleet;
 /// READY=1.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
+}
+
+/// RELOADING=1 and since when, as `Type=notify-reload` asks for; [`reloaded`] follows.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the service manager could not be told of a reload"),
+    }
+}
+
+/// READY=1 again, whatever the reload has come to; `status` tells operators that.
+pub fn reloaded(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// STOPPING=1.

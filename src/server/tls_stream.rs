@@ -36,7 +36,7 @@ const SEALED_ALERT: usize = 5 + 2 + 1 + 16;
 
 /// What makes TLS connections out of sockets: one per worker, with the memory that they share.
 pub struct Acceptor {
-    config: Arc<ServerConfig>,
+    config: RefCell<Arc<ServerConfig>>,
     /// Borrowed within one step of one connection only.
     scratch: RefCell<Scratch>,
 }
@@ -53,7 +53,12 @@ impl Acceptor {
     pub fn new(config: Arc<ServerConfig>) -> Rc<Acceptor> {
         let (incoming, outgoing) = (vec![0; INCOMING].into(), vec![0; OUTGOING].into());
         let scratch = Scratch { incoming, outgoing, plain: Vec::new() };
-        Rc::new(Acceptor { config, scratch: RefCell::new(scratch) })
+        Rc::new(Acceptor { config: RefCell::new(config), scratch: RefCell::new(scratch) })
+    }
+
+    /// Handshakes that begin from now on go by `config`.
+    pub fn renew(&self, config: Arc<ServerConfig>) {
+        self.config.replace(config);
     }
 
     /// The handshake. Who waits for it limits the time.
@@ -65,7 +70,8 @@ impl Acceptor {
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {
-        let tls = UnbufferedServerConnection::new(self.config.clone()).map_err(io::Error::other)?;
+        let tls = UnbufferedServerConnection::new(self.config.borrow().clone())
+            .map_err(io::Error::other)?;
         let (partial, received, unsent) = Default::default();
         let acceptor = self.clone();
         let (ended, closed, failed) = (false, false, false);

@@ -18,6 +18,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::limits;
 use crate::memory;
 use crate::server::listen::WorkerSockets;
+use crate::server::reload::Orders;
 use crate::server::tls_stream::Acceptor;
 use crate::server::{Stage, accept};
 use crate::telemetry::Cells;
@@ -38,8 +39,10 @@ pub enum Ask {
 pub struct Worker {
     /// What all workers share.
     pub shared: Shared,
-    /// TLS of the client listeners.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// What it goes by.
+    pub orders: watch::Receiver<Orders>,
+    /// Where it tells which orders it goes by.
+    pub follows: watch::Sender<u64>,
     /// This worker's metrics.
     pub cells: Arc<Cells>,
     /// Places for client connections.
@@ -56,8 +59,17 @@ pub struct Floor {
     pub gateway: Rc<Gateway>,
     /// TLS, if the listeners have it.
     pub tls: Option<Rc<Acceptor>>,
-    /// Streams on one HTTP/2 connection.
-    pub h2_max_streams: u32,
+}
+
+impl Floor {
+    /// What comes from now on goes by `orders`. They may have other certificates, but neither bring
+    /// TLS nor take it away.
+    fn follow(&self, orders: &Orders) {
+        self.gateway.adopt(&orders.terms);
+        if let (Some(tls), Some(config)) = (&self.tls, &orders.tls) {
+            tls.renew(config.clone());
+        }
+    }
 }
 
 impl Worker {
@@ -73,12 +85,9 @@ impl Worker {
     async fn serve(self, sockets: WorkerSockets, mut asked: mpsc::Receiver<Ask>) {
         let (clock, wheel) = (Clock::System, Wheel::new());
         let gateway = Gateway::new(&self.shared, &clock, &wheel, &self.cells);
-        let config = &self.shared.terms.config;
-        let floor = Rc::new(Floor {
-            gateway: gateway.clone(),
-            tls: self.tls.map(Acceptor::new),
-            h2_max_streams: config.server.h2_max_streams,
-        });
+        // Orders newer than those of the start are still to be followed below.
+        let tls = self.orders.borrow().tls.clone().map(Acceptor::new);
+        let floor = Rc::new(Floor { gateway: gateway.clone(), tls });
         wheel.advance(Tick(clock.now().ticks()));
         let mut claims = sockets.claims;
         let mut accepting = Vec::new();
@@ -87,7 +96,7 @@ impl Worker {
             let task = accept::serve(listener, index, floor.clone(), places);
             accepting.push(tokio::task::spawn_local(task).abort_handle());
         }
-        let mut stage = self.stage;
+        let (mut stage, mut orders) = (self.stage, self.orders);
         let mut turn = tokio::time::interval(limits::TICK);
         turn.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut turns: u32 = 0;
@@ -104,6 +113,11 @@ impl Worker {
                     if turns.is_multiple_of(GIVE_BACK_TICKS) {
                         memory::give_back();
                     }
+                }
+                Ok(()) = orders.changed() => {
+                    let orders = orders.borrow_and_update().clone();
+                    floor.follow(&orders);
+                    self.follows.send_replace(orders.number);
                 }
                 Some(ask) = asked.recv() => answer(ask, &gateway, &clock),
                 changed = stage.changed() => {

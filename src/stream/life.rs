@@ -26,11 +26,11 @@ use crate::wire::wheel::Tick;
 pub struct Place {
     /// The route's path as configured.
     pub route: String,
-    /// The route's index.
+    /// The slot of the route's metrics.
     pub route_index: usize,
     /// The upstream's name.
     pub upstream: String,
-    /// The upstream's index.
+    /// The slot of the upstream's metrics.
     pub upstream_index: usize,
 }
 

@@ -12,11 +12,11 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use super::labels::Reason;
 use super::line::Pen;
@@ -28,9 +28,11 @@ pub(super) const TARGET: &str = module_path!();
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// The queue for lines of ended streams that pass `tracing` by: there if they are to be JSON and the
-/// level admits them.
+/// The queue for lines of ended streams that pass `tracing` by: there if they are to be JSON.
 static DIRECT: OnceLock<NonBlocking> = OnceLock::new();
+
+/// Sets the level; there once the log of the process was started.
+static LEVEL: OnceLock<Box<dyn Fn(LevelFilter) + Send + Sync>> = OnceLock::new();
 
 /// Form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,10 +78,15 @@ pub fn init(level: &str, format: Format) -> LogGuard {
         .thread_name("log")
         .finish(std::io::stdout());
     let dropped = writer.error_counter();
-    let direct = (format.is_json(terminal) && filter >= LevelFilter::INFO).then(|| writer.clone());
-    if subscriber(filter, format, terminal, writer).try_init().is_err() {
+    let direct = format.is_json(terminal).then(|| writer.clone());
+    let (filter, handle) = reload::Layer::new(targets(filter));
+    if layered(filter, format, terminal, writer).try_init().is_err() {
         return LogGuard { _writer: None };
     }
+    let _ = LEVEL.set(Box::new(move |level| {
+        // It fails only when there is no subscriber any more.
+        let _ = handle.reload(targets(level));
+    }));
     // Only the one call that installed its subscriber comes here.
     let _ = DROPPED.set(dropped);
     if let Some(queue) = direct {
@@ -91,13 +98,34 @@ pub fn init(level: &str, format: Format) -> LogGuard {
     LogGuard { _writer: Some(guard) }
 }
 
+/// Changes the level of the log that [`init`] started; without one nothing happens.
+pub fn set_level(level: &str) {
+    if let (Some(set), Ok(level)) = (LEVEL.get(), level.parse()) {
+        set(level);
+    }
+}
+
+/// Whether the level in force admits the lines of ended streams. `tracing` keeps the level of what
+/// is installed in one atomic number; no dependency is let through below `warn`, so from `info` on
+/// it is ours.
+fn says_info() -> bool {
+    LevelFilter::current() >= LevelFilter::INFO
+}
+
 /// Log lines dropped so far because standard output was not read fast enough.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
-/// The one place that decides what is logged and how; `terminal` settles [`Format::Auto`] and
-/// colours.
+/// What is logged at `level`, of us and of others.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_PKG_NAME"), level)
+}
+
+/// A log at a level for good; `terminal` settles [`Format::Auto`] and colours.
+#[cfg(test)]
 pub(super) fn subscriber<W>(
     level: LevelFilter,
     format: Format,
@@ -107,16 +135,27 @@ pub(super) fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let targets = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target(env!("CARGO_PKG_NAME"), level);
+    layered(targets(level), format, terminal, writer)
+}
+
+/// The one place that decides how it is logged.
+fn layered<F, W>(
+    filter: F,
+    format: Format,
+    terminal: bool,
+    writer: W,
+) -> impl tracing::Subscriber + Send + Sync
+where
+    F: Filter<Registry> + Send + Sync + 'static,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = if format.is_json(terminal) {
         layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     } else {
         layer.compact().with_ansi(terminal).with_target(false).boxed()
     };
-    tracing_subscriber::registry().with(layer.with_filter(targets))
+    tracing_subscriber::registry().with(layer.with_filter(filter))
 }
 
 /// What is known of a stream at its end.
@@ -153,7 +192,8 @@ pub struct StreamEnd<'a> {
 /// Writes the one line that every ended stream gets.
 pub fn stream_end(end: &StreamEnd<'_>) {
     match DIRECT.get() {
-        Some(queue) => directly(queue, end),
+        Some(queue) if says_info() => directly(queue, end),
+        Some(_) => {}
         None => by_tracing(end),
     }
 }

@@ -532,9 +532,14 @@ fn child_that_logs_one_end() {
     let Ok(told) = std::env::var("TIDEGATE_TEST_LOG_AS") else { return };
     let (level, form) = told.split_once(' ').unwrap();
     let form = if form == "json" { Format::Json } else { Format::Text };
-    let _guard = super::log::init(level, form);
+    // `warn>info` begins at the first and goes over to the second.
+    let (first, level) = level.split_once('>').unwrap_or((level, level));
+    let _guard = super::log::init(first, form);
+    super::log::set_level(level);
+    super::log::set_level("loud");
     stream_end(&end());
     tracing::error!("the last line");
+    tracing::debug!(target: "h2::frame", "a header");
     std::thread::spawn(|| stream_end(&end())).join().unwrap();
 }
 
@@ -548,9 +553,17 @@ fn the_level_and_the_form_decide_about_the_line_of_an_ended_stream() {
         assert!(output.status.success(), "{told}");
         String::from_utf8(output.stdout).unwrap()
     };
-    for (level, ends, errors) in
-        [("off", 0, 0), ("error", 0, 1), ("warn", 0, 1), ("info", 2, 1), ("debug", 2, 1)]
-    {
+    for (level, ends, errors) in [
+        ("off", 0, 0),
+        ("error", 0, 1),
+        ("warn", 0, 1),
+        ("info", 2, 1),
+        ("debug", 2, 1),
+        ("off>trace", 2, 1),
+        ("warn>info", 2, 1),
+        ("trace>error", 0, 1),
+        ("info>off", 0, 0),
+    ] {
         for form in ["json", "text"] {
             let text = logged_as(&format!("{level} {form}"));
             let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
@@ -558,6 +571,7 @@ fn the_level_and_the_form_decide_about_the_line_of_an_ended_stream() {
             assert_eq!((lines("stream ended"), lines("the last line")), (ends, errors), "{what}");
             let json = lines("\"message\":\"stream ended\"");
             assert_eq!(json, if form == "json" { ends } else { 0 }, "{what}");
+            assert_eq!(lines("a header"), 0, "{what}");
         }
     }
 }

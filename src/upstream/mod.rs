@@ -32,34 +32,54 @@ use crate::limits;
 use crate::telemetry::cells::Cells;
 use crate::upstream::connect::Dialer;
 use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::tls::ClientTls;
 
 /// One configured upstream as one worker sees it.
 pub struct Upstream {
     pub(crate) config: config::Upstream,
+    tls: Arc<ClientTls>,
     pools: Vec<Rc<Pool>>,
 }
 
 impl Upstream {
-    /// Pools for every URL of `config`, all empty; `index` is its place in the metrics. `tls` is
-    /// [`tls::client_config`]'s, made once for all workers; each connection takes one of `files`.
+    /// The upstream of `config`, whose metrics are at `slot`. URLs that are reached just as in
+    /// `before`, the upstream of this name in the configuration before, keep their pools; the
+    /// pools of others are empty. Each connection takes one of `files`.
     pub fn new(
-        index: usize,
+        slot: usize,
         config: config::Upstream,
-        tls: &rustls::ClientConfig,
+        tls: &Arc<ClientTls>,
+        before: Option<&Upstream>,
         files: &Arc<Permits>,
-        clock: Clock,
-        cells: Arc<Cells>,
+        clock: &Clock,
+        cells: &Arc<Cells>,
     ) -> Rc<Upstream> {
-        let pools = config
-            .urls
-            .iter()
-            .map(|url| {
-                let dialer = Dialer::new(url, config.http, tls, config.connect);
-                let (idle_max, clock, cells) = (config.pool_idle_max, clock.clone(), cells.clone());
-                Pool::new(url.clone(), dialer, files, idle_max, index, clock, cells)
+        let before = before.filter(|before| before.connects_as(&config, tls));
+        let pool = |url: &config::Url| {
+            let known = before.and_then(|before| before.pools.iter().find(|p| p.url == *url));
+            known.cloned().unwrap_or_else(|| {
+                let dialer = Dialer::new(url, config.http, &tls.config, config.connect);
+                let (clock, cells) = (clock.clone(), cells.clone());
+                Pool::new(url.clone(), dialer, files, config.pool_idle_max, slot, clock, cells)
             })
-            .collect();
-        Rc::new(Upstream { config, pools })
+        };
+        let pools = config.urls.iter().map(pool).collect();
+        Rc::new(Upstream { config, tls: tls.clone(), pools })
+    }
+
+    fn connects_as(&self, config: &config::Upstream, tls: &Arc<ClientTls>) -> bool {
+        let own = &self.config;
+        Arc::ptr_eq(&self.tls, tls)
+            && (own.http, own.connect, own.pool_idle_max)
+                == (config.http, config.connect, config.pool_idle_max)
+    }
+
+    /// Lets go of the pools that `next`, the upstream of this name in the configuration after this
+    /// one, has not taken over: their idle connections close at once, the others after the
+    /// exchanges that use them.
+    pub fn retire(&self, next: Option<&Upstream>) {
+        let kept = |pool| next.is_some_and(|next| next.pools.iter().any(|p| Rc::ptr_eq(p, pool)));
+        self.pools.iter().filter(|pool| !kept(pool)).for_each(Pool::retire);
     }
 
     /// A connection to the first URL that can be reached; the later ones are tried only when

@@ -8,6 +8,9 @@
 //! An idle HTTP/1.1 connection is its socket alone, watched by nobody: that its server has closed it
 //! is seen when it is wanted, and by [`Pool::close_idle`].
 //!
+//! A pool whose URL a reload has taken out of the configuration is retired: who still comes, with the
+//! configuration of before, is served, and what nobody uses or waits for is closed.
+//!
 //! Invariant: a [`Lease`] is given back exactly once, by its exchange's end or by its drop; a drop
 //! cancels what still runs (RST on HTTP/1.1, RST_STREAM on HTTP/2 by dropping the exchange).
 //! Waiters are bounded by the stream permits, dials by the waiters.
@@ -52,6 +55,8 @@ pub(crate) struct Pool {
     pub(super) shared: RefCell<Vec<Rc<Shared>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     dials: Cell<usize>,
+    /// No configuration in force leads here any more.
+    retired: Cell<bool>,
 }
 
 /// A connection's use for one exchange.
@@ -85,6 +90,7 @@ impl Pool {
             shared: RefCell::default(),
             waiters: RefCell::default(),
             dials: Cell::new(0),
+            retired: Cell::new(false),
         })
     }
 
@@ -130,6 +136,10 @@ impl Pool {
                     waiters.pop_front();
                 }
                 if waiters.is_empty() {
+                    drop(waiters);
+                    if self.retired.get() {
+                        self.sweep(Duration::ZERO);
+                    }
                     return;
                 }
                 let Some(lease) = self.take() else { break };
@@ -211,6 +221,17 @@ impl Pool {
 
     /// Closes what has been idle for `idle_max` or longer, and forgets what has closed.
     pub(crate) fn close_idle(self: &Rc<Pool>, idle_max: Duration) {
+        self.sweep(idle_max);
+        self.offer();
+    }
+
+    /// Closes what is idle now, and from now on whatever nobody uses or waits for.
+    pub(crate) fn retire(self: &Rc<Pool>) {
+        self.retired.set(true);
+        self.offer();
+    }
+
+    fn sweep(&self, idle_max: Duration) {
         let now = self.clock.now();
         let expired = |since: Moment| now.since(since) >= idle_max;
         let mut idle = self.idle.borrow_mut();
@@ -229,7 +250,6 @@ impl Pool {
             }
             !close
         });
-        self.offer();
     }
 }
 

@@ -1,7 +1,7 @@
 //! TLS towards upstreams: always verified, TLS 1.2 or newer.
 //!
 //! Roots are the system's and the upstream's `ca` file. One configuration per upstream for the
-//! whole process, so that its session cache is shared.
+//! whole process, so that its session cache is shared; a reload that finds the same roots keeps it.
 
 use std::io;
 use std::path::Path;
@@ -22,11 +22,39 @@ pub fn system_roots() -> RootCertStore {
     roots
 }
 
-/// The client configuration for one upstream: `roots` and those of its `ca` file.
-///
-/// # Errors
-/// A `ca` file that cannot be read or holds no certificate, told with its path.
-pub fn client_config(roots: &RootCertStore, ca: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+/// TLS towards one upstream.
+pub struct ClientTls {
+    /// What connections are made with.
+    pub config: Arc<ClientConfig>,
+    roots: Arc<RootCertStore>,
+}
+
+impl ClientTls {
+    /// The TLS of an upstream that trusts `roots` and those of its `ca` file: `before` itself if that
+    /// trusts the same.
+    ///
+    /// # Errors
+    /// A `ca` file that cannot be read or holds no certificate, told with its path.
+    pub fn new(
+        roots: &RootCertStore,
+        ca: Option<&Path>,
+        before: Option<&Arc<ClientTls>>,
+    ) -> io::Result<Arc<ClientTls>> {
+        let roots = with_file(roots, ca)?;
+        if let Some(before) = before.filter(|before| before.roots.roots == roots.roots) {
+            return Ok(before.clone());
+        }
+        let roots = Arc::new(roots);
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        Ok(Arc::new(ClientTls { config: Arc::new(config), roots }))
+    }
+}
+
+fn with_file(roots: &RootCertStore, ca: Option<&Path>) -> io::Result<RootCertStore> {
     let mut roots = roots.clone();
     if let Some(path) = ca {
         let told = |what: String| io::Error::other(format!("{}: {what}", path.display()));
@@ -41,12 +69,7 @@ pub fn client_config(roots: &RootCertStore, ca: Option<&Path>) -> io::Result<Arc
             roots.add(certificate).map_err(|error| told(error.to_string()))?;
         }
     }
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok(roots)
 }
 
 /// The one crypto provider of the process.

@@ -30,7 +30,7 @@ use tidegate::stream::source::Source;
 use tidegate::telemetry::{Cells, Shape};
 use tidegate::upstream::Upstream;
 use tidegate::upstream::send::{Outgoing, send};
-use tidegate::upstream::tls::client_config;
+use tidegate::upstream::tls::ClientTls;
 use tidegate::upstream::upload::{BodyRules, RequestBody, Upload};
 use tidegate::wire::sse::Tracker;
 use tidegate::wire::wheel::{Tick, Wheel};
@@ -128,10 +128,9 @@ async fn stream(simulator: SocketAddr) -> Stream {
     let (clock, wheel, cells) = (Clock::System, Wheel::new(), cells());
     let text = format!("[[upstream]]\nurls = [\"http://{simulator}\"]\nhttp = 1\n");
     let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
-    let tls = client_config(&rustls::RootCertStore::empty(), None).expect("nothing to read");
-    let files = Permits::new(1);
-    let upstream =
-        Upstream::new(0, config.upstreams[0].clone(), &tls, &files, clock.clone(), cells.clone());
+    let tls = ClientTls::new(&rustls::RootCertStore::empty(), None, None).expect("nothing to read");
+    let (one, files) = (config.upstreams[0].clone(), Permits::new(1));
+    let upstream = Upstream::new(0, one, &tls, None, &files, &clock, &cells);
     let outgoing = Outgoing {
         method: Method::POST,
         uri: Uri::from_static("/v1/chat/completions"),

@@ -11,14 +11,15 @@ pub mod scrape;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::Duration;
 
-use tidegate::config;
+use tidegate::config::{self, Notice};
 use tidegate::gateway::FaultHook;
+use tidegate::server::reload::{self, Refused};
 use tidegate::server::{self, Options, Ready};
 use tidegate::sim::{self, Certificate, Sim};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 #[allow(unused_imports, reason = "as above")]
 pub use client::{Answer, Client, End, Http};
@@ -79,6 +80,9 @@ pub struct Stage {
 /// A running gateway; stopped and waited for when dropped.
 pub struct Gateway {
     pub ready: Ready,
+    /// What its next reload reads.
+    text: Arc<Mutex<String>>,
+    reload: mpsc::Sender<reload::Wish>,
     stop: Option<watch::Sender<u32>>,
     thread: Option<std::thread::JoinHandle<Result<(), server::StartError>>>,
 }
@@ -156,9 +160,16 @@ impl Gateway {
         let loaded = config::parse(config, "test.toml").unwrap_or_else(|f| panic!("{f}\n{config}"));
         let (stop, stopped) = watch::channel(0);
         let (tell, told) = oneshot::channel();
+        let (reload, wishes) = mpsc::channel(1);
+        let text = Arc::new(Mutex::new(String::new()));
+        let read = text.clone();
+        let load: reload::Load =
+            Arc::new(move || config::parse(&read.lock().expect("no panic"), "test.toml"));
         // Everything can be tested without the relay too: both ways must look alike.
         let no_relay = std::env::var_os("TIDEGATE_TEST_NO_RELAY").is_some();
-        let options = Options { signals: false, stop: Some(stopped), fault, no_relay };
+        let (load, stop_asked, wishes) = (Some(load), Some(stopped), Some(wishes));
+        let options =
+            Options { signals: false, stop: stop_asked, load, reload: wishes, fault, no_relay };
         let thread = std::thread::spawn(move || {
             server::run(loaded.config, options, move |ready| {
                 let _ = tell.send(ready.clone());
@@ -167,7 +178,15 @@ impl Gateway {
         let Ok(ready) = soon(told).await else {
             panic!("the gateway did not start: {:?}", thread.join().expect("no panic"));
         };
-        Gateway { ready, stop: Some(stop), thread: Some(thread) }
+        Gateway { ready, text, reload, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Reloads with `config`; returns when every worker goes by it, or when it was refused.
+    pub async fn reload(&self, config: &str) -> Result<Vec<Notice>, Refused> {
+        config.clone_into(&mut self.text.lock().expect("no panic"));
+        let (wish, done) = oneshot::channel();
+        soon(self.reload.send(wish)).await.expect("it runs");
+        soon(done).await.expect("an answer")
     }
 
     /// Asks for a drain; a second time: ends what is left at once.

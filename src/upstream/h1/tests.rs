@@ -29,8 +29,8 @@ fn pool() -> Rc<Pool> {
         base_path: None,
     };
     let none = rustls::RootCertStore::empty();
-    let tls = tls::client_config(&none, None).expect("a configuration");
-    let dialer = Dialer::new(&url, HttpVersion::H1, &tls, Duration::from_secs(1));
+    let tls = tls::ClientTls::new(&none, None, None).expect("a configuration");
+    let dialer = Dialer::new(&url, HttpVersion::H1, &tls.config, Duration::from_secs(1));
     let shape = Shape {
         listeners: vec!["l".into()],
         upstreams: vec!["u".into()],
