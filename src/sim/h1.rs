@@ -277,11 +277,18 @@ impl Connection {
             return Ok((Outcome::Completed, after));
         }
         answer.fields = Vec::new();
+        let mut written = 0;
         loop {
-            let wait = answer.script.wait();
-            self.pause(&mut pace, wait).await?;
+            // After the last byte of a known length a client may close: it has not left us.
+            if answer.length != Length::Declared(written) {
+                let wait = answer.script.wait();
+                self.pause(&mut pace, wait).await?;
+            }
             match answer.script.step() {
-                Step::Data(data) => self.data(&data, layout, &mut pieces).await?,
+                Step::Data(data) => {
+                    self.data(&data, layout, &mut pieces).await?;
+                    written += data.len() as u64;
+                }
                 Step::Goaway => {}
                 Step::End(end) => return self.end(end, layout, after).await,
             }

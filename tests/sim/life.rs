@@ -37,6 +37,21 @@ async fn a_client_that_leaves_is_noticed_at_once() {
     sim.wait_for(|c| c.cancelled == 2 && c.live == 0, SECOND).await.unwrap();
 }
 
+/// Nothing is left to be sent then, so nothing was cancelled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_closes_after_the_last_byte_of_a_known_length_has_not_left() {
+    let sim = start(quick(1)).await;
+    for n in 1..=500 {
+        let mut client = Client::connect(sim.addr()).await;
+        // Byte by byte: the client's turn comes between the last byte and the end.
+        let reply = client.ask(&post("/v1/echo", &[("sim-split", "byte")], "{}")).await;
+        assert_eq!(reply.status(), 200);
+        drop(client);
+        sim.wait_for(|c| c.live == 0 && c.requests == n, SECOND).await.unwrap();
+    }
+    assert_eq!((sim.counts().completed, sim.counts().cancelled), (500, 0));
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_before_the_head_or_without_reading_is_noticed() {
     let sim = start(endless()).await;
