@@ -100,16 +100,22 @@ fn the_unit_keeps_the_promises_of_the_program() {
     assert!(seconds(one("WatchdogSec")) >= 10);
     // The default limits: 18,000 client and up to 15,000 upstream connections, 256 kept in reserve.
     assert!(one("LimitNOFILE").parse::<u64>().unwrap() > 18_000 + 15_000 + 256);
-    // Nothing is promised that the program does not do.
-    assert!(!unit.contains_key("ExecReload"));
+    // A faulty file never reaches the running gateway, which reloads on SIGHUP.
+    assert_eq!(
+        unit["ExecReload"],
+        [
+            "/usr/local/bin/tidegate check --config /etc/tidegate/tidegate.toml",
+            "/bin/kill -HUP $MAINPID"
+        ]
+    );
 }
 
 #[test]
 fn systemd_accepts_the_unit() {
-    // The program need not be installed here, but systemd insists that ExecStart exists.
+    // The program need not be installed here, but systemd insists that what it starts exists.
     let copy = tempfile::tempdir().unwrap();
     let unit = text("systemd/tidegate.service");
-    let here = unit.replace("ExecStart=/usr/local/bin/tidegate ", "ExecStart=/bin/true ");
+    let here = unit.replace("=/usr/local/bin/tidegate ", "=/bin/true ");
     assert_ne!(unit, here);
     let path = copy.path().join("tidegate.service");
     std::fs::write(&path, here).unwrap();
