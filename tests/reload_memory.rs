@@ -76,7 +76,7 @@ async fn a_hundred_reloads_leave_nothing_behind() {
     let gateway = Gateway::start(&config(&sim, 0), None).await;
     let (before, files, series) = reloads(&gateway, &sim, 1..41).await;
     let (after, files_after, series_after) = reloads(&gateway, &sim, 41..141).await;
-    println!("{} bytes after 100 reloads, {files} and {files_after} files", after - before);
+    eprintln!("{} bytes after 100 reloads, {files} and {files_after} files", after - before);
     assert_eq!(series_after, series);
     assert!(files_after <= files + 4.0, "{files} files were open, {files_after} are");
     assert!(after - before < MOST, "{} bytes", after - before);

@@ -274,7 +274,7 @@ async fn a_hundred_reloads_under_load_disturb_no_stream_and_answer_nothing_wrong
         soon(task).await.expect("nothing was wrong");
     }
     let asked = world.asked.load(SeqCst);
-    println!("{asked} short requests, never fewer than {least} streams at once");
+    eprintln!("{asked} short requests, never fewer than {least} streams at once");
     at_rest(&world, &gateway, learned).await;
 }
 

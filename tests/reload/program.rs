@@ -74,12 +74,12 @@ async fn sighup_reads_the_file_again() {
     }
     // However many signals were one: the last is followed by a reload.
     scrape::until(program.admin, "reloaded", |m| reloads(m).0 >= 2.0).await;
-    soon(async {
+    let gone = async {
         while status(&program, "/one/x").await != 404 {
             tokio::task::yield_now().await;
         }
-    })
-    .await;
+    };
+    soon(Box::pin(gone)).await;
     assert_eq!(status(&program, "/two/x").await, 200);
     assert_eq!(live.rest().await.end, End::Clean, "it went on all the time");
     drop(holder);
