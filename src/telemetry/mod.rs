@@ -1,7 +1,8 @@
 //! What an operator sees: metrics, the log, and the ids that tie the two to a request.
 //!
 //! - [`names`]: every metric, declared once; [`labels`]: the closed label values.
-//! - [`cells`]: what a worker counts, [`slots`]: for which routes and upstreams. [`render`]: all workers' cells as Prometheus text.
+//! - [`cells`]: what a worker counts, [`slots`]: for which routes and upstreams.
+//! - [`render`]: all workers' cells as Prometheus text.
 //! - [`log`]: the log, with exactly one line per ended stream; [`mod@line`]: that line as JSON.
 //! - [`trace`]: request and trace ids.
 //!

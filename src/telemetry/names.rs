@@ -251,8 +251,8 @@ pub fn docs() -> String {
          closed lists below. A route (its path with its upstream) or an upstream that a reload\n\
          brings has its series from then on; one that a reload removes keeps them, so that streams\n\
          that still run there are counted, and goes on with them if it comes back. In the life of a\n\
-         process there are at most 1,024 such routes and 256 upstreams. Written from the table in `src/telemetry/names.rs`; a test keeps the\n\
-         two equal.\n\n\
+         process there are at most 1,024 such routes and 256 upstreams. Written from the table in\n\
+         `src/telemetry/names.rs`; a test keeps the two equal.\n\n\
          | metric | type | labels | meaning |\n|---|---|---|---|\n",
     );
     let mut row = |name: &str, kind: &str, labels: &[&str], help: &str| {
