@@ -4,7 +4,8 @@
 //! that are not in [`names`](super::names): `Look::fill` matches on every one of them, so neither a
 //! name without series nor a series without name compiles. Invariants: every series exists from the
 //! start, or from the reload that brought its route or upstream, to the end of the process; equal
-//! label sets (two routes with one path, say) are one series, added up; `+Inf` equals the count. Cost: paid by the admin thread per scrape; workers are only read.
+//! label sets (two routes with one path, say) are one series, added up; `+Inf` equals the count.
+//! Cost: paid by the admin thread per scrape; workers are only read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
