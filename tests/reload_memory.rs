@@ -11,7 +11,7 @@ use tidegate::sim::{self, Sim};
 static ALLOCATOR: Counting = Counting;
 
 /// What a hundred reloads may add to the live memory of the process, bytes. One configuration of this
-/// test, kept with its plans by mistake, takes more than this in ten.
+/// test that is kept by mistake, with what it means, takes twice as much.
 const MOST: i64 = 128 * 1024;
 
 /// Fifty tenants, ten upstreams and fifty routes whose names take turns, and one of each that stays.
