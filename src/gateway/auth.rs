@@ -13,7 +13,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::admission::addresses::AddressKey;
@@ -66,7 +66,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Says who sent `headers` to `route` over a connection with `peer`. A key that was taken is removed
-/// from them: it is not the upstream's.
+/// from them, wherever it stands: it is not the upstream's.
 ///
 /// # Errors
 /// `Key` (401), `Forbidden` (403), or `FailedKeys` (429).
@@ -107,18 +107,34 @@ pub fn identify(
 }
 
 fn tenant_of(plan: &Plan, headers: &mut HeaderMap) -> Option<Arc<Tenant>> {
-    let (name, tenant) = KEY_HEADERS.into_iter().find_map(|name| {
-        let mut values = headers.get_all(&name).iter();
-        let value = values.next().filter(|_| values.next().is_none())?.as_bytes();
-        let key = if name == header::AUTHORIZATION { bearer(value)? } else { value };
+    let (taken, tenant) = KEY_HEADERS.into_iter().find_map(|name| {
+        let key = key_in(headers, &name)?;
         let sha256: [u8; 32] = digest(&SHA256, key).as_ref().try_into().ok()?;
         let known = plan.terms.key(&sha256)?;
         verify_slices_are_equal(&known.sha256, &sha256).ok()?;
         let over = known.expires.is_some_and(|at| wall_seconds() >= at);
         (!known.disabled && !over).then(|| (name, known.tenant.clone()))
     })?;
-    headers.remove(name);
+    // SDKs that are told a key twice send it twice.
+    let value = headers.remove(&taken)?;
+    let key = key_of(&taken, &value)?;
+    for name in KEY_HEADERS {
+        if headers.get_all(&name).iter().any(|other| key_of(&name, other) == Some(key)) {
+            headers.remove(name);
+        }
+    }
     Some(tenant)
+}
+
+/// The key in the one field of this name.
+fn key_in<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h [u8]> {
+    let mut values = headers.get_all(name).iter();
+    key_of(name, values.next().filter(|_| values.next().is_none())?)
+}
+
+fn key_of<'h>(name: &HeaderName, value: &'h HeaderValue) -> Option<&'h [u8]> {
+    let value = value.as_bytes();
+    if name == header::AUTHORIZATION { bearer(value) } else { Some(value) }
 }
 
 /// What follows `Bearer`, in any case, and spaces (RFC 9110, 11.1 and 11.4).
