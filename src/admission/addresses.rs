@@ -248,6 +248,18 @@ impl Shard {
     }
 }
 
+impl AddressPermit {
+    /// Ends the count of a stream that a later limit refused, and puts the token back which `admit`
+    /// took under the same `new_per_second`.
+    pub fn give_back(self, new_per_second: Option<u32>) {
+        let Some(max) = new_per_second else { return };
+        let mut shard = self.addresses.shard(self.key);
+        let slot = shard.find(self.key).expect("an entry with live streams is not forgotten");
+        let bucket = &mut shard.entries[slot].streams;
+        *bucket = Pace::new(max, SECOND, 0).give_back(*bucket, 1);
+    }
+}
+
 impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut shard = self.addresses.shard(self.key);

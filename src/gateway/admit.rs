@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName};
 
+use crate::admission::Admission;
 use crate::admission::addresses::Refused;
 use crate::admission::bulkhead::{Bulkhead, Claim, Class, Entry};
 use crate::admission::held::{Held, More};
 use crate::admission::permit::{Permit, Permits};
+use crate::admission::tenant::Tenant;
 use crate::clock::Moment;
 use crate::error::{Failure, Kind, Limit, Quota};
 use crate::gateway::Gateway;
@@ -67,6 +69,28 @@ pub fn admit(
         more.address = Some(taken.map_err(of_address)?);
     }
     let tenant = identity.tenant.as_deref();
+    let streams = match of_tenant_and_process(admission, tenant, &mut more, now) {
+        Ok(streams) => streams,
+        Err(failure) => {
+            if let Some(address) = more.address {
+                address.give_back(bounds.per_ip.as_ref().and_then(|per_ip| per_ip.new_per_second));
+            }
+            return Err(failure);
+        }
+    };
+    let queued = plan.terms.bulkhead(route.upstream).is_some();
+    let tokens = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
+    let counted = more.address.is_some() || more.tenant.is_some() || queued || tokens;
+    Ok(Held::new(streams, counted.then_some(more)))
+}
+
+/// Takes the tenant's share into `more`, and the place among all streams.
+fn of_tenant_and_process(
+    admission: &Admission,
+    tenant: Option<&Tenant>,
+    more: &mut More,
+    now: Moment,
+) -> Result<Permit, Failure> {
     if let Some(places) = tenant.and_then(|tenant| tenant.streams.as_ref()) {
         more.tenant = Some(place(places, Limit::TenantStreams, "its tenant's `streams`")?);
     }
@@ -78,7 +102,7 @@ pub fn admit(
             with_requests(Failure::limited(Limit::TenantRate, wait, text), size.into(), 0)
         })?;
     }
-    let held = place(&admission.streams, Limit::Streams, "limits.streams").and_then(|streams| {
+    let streams = place(&admission.streams, Limit::Streams, "limits.streams").and_then(|streams| {
         admission.rate.take(now).map_err(|wait| {
             let size = admission.rate.limit();
             let text = format!("limits.new_streams_per_second = {size} is used up");
@@ -86,15 +110,12 @@ pub fn admit(
         })?;
         Ok(streams)
     });
-    if held.is_err()
+    if streams.is_err()
         && let Some(rate) = rate
     {
         rate.give_back();
     }
-    let queued = plan.terms.bulkhead(route.upstream).is_some();
-    let tokens = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
-    let counted = more.address.is_some() || more.tenant.is_some() || queued || tokens;
-    Ok(Held::new(held?, counted.then_some(more)))
+    streams
 }
 
 fn place(places: &Arc<Permits>, limit: Limit, name: &str) -> Result<Permit, Failure> {
