@@ -55,13 +55,20 @@ impl Held {
 
     /// The request never reached its upstream: what was reserved for it comes back.
     pub fn cancel(&self) {
-        if let Some(reserved) = self.more.as_ref().and_then(|more| more.tokens.take()) {
-            reserved.cancel();
+        if let Some(more) = &self.more {
+            more.cancel();
         }
     }
 }
 
 impl More {
+    /// See [`Held::cancel`].
+    pub fn cancel(&self) {
+        if let Some(reserved) = self.tokens.take() {
+            reserved.cancel();
+        }
+    }
+
     /// Tokens were reserved for it.
     pub fn reserved(&self, tokens: Reservation) {
         self.tokens.replace(Some(tokens));

@@ -258,9 +258,14 @@ impl Waiting {
         // An upstream that was not asked yet cannot be late.
         self.upload.asked_at(ground.wheel.now().after(wait));
         cells.queue_depth.add(1);
+        // A client that leaves drops all this: its request has not reached the upstream then.
+        let unsent = Left(|| self.more.cancel());
         let left = Left(|| cells.queue_depth.sub(1));
         let granted = ground.wheel.timeout(wait, std::future::poll_fn(|cx| ticket.poll(cx))).await;
         drop(left);
+        if matches!(granted, Ok(Ok(_))) {
+            std::mem::forget(unsent);
+        }
         cells.queue_wait.observe(ground.clock.now().since(began));
         match granted {
             Ok(Ok(slot)) => {
