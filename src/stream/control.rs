@@ -108,6 +108,12 @@ impl IoState {
         more
     }
 
+    /// Whether no frame waits for the connection's next step, and so no flush is to be expected: a
+    /// step ends with everything written, or with a socket that takes nothing.
+    fn rests(&self) -> bool {
+        self.queued.get() == 0 && self.blocked_since.get().is_none()
+    }
+
     /// How often everything was handed to the socket; it wraps.
     pub fn flushes(&self) -> u32 {
         self.flushes.get()
@@ -265,6 +271,19 @@ impl Control {
         }
     }
 
+    /// Asks for the unclean end of an HTTP/2 stream of which h2 has taken every byte. They may be
+    /// with the client since long.
+    pub fn cut_stream(&self) {
+        if let (Phase::Open, true) = (self.phase.get(), self.io.rests()) {
+            self.linger(self.ground.wheel.now());
+        }
+        self.cut();
+    }
+
+    fn linger(&self, now: Tick) {
+        self.phase.set(Phase::Lingering(now.after(limits::CUT_LINGER + limits::TICK)));
+    }
+
     /// Why the owner ended it, if it did.
     pub fn ended(&self) -> Option<Reason> {
         self.ended.get()
@@ -341,8 +360,7 @@ impl Control {
                 Phase::Open | Phase::Shed => break,
                 Phase::Flushing(since, flushes) => {
                     if lag.is_none() && self.io.flushes.get() != flushes {
-                        self.phase
-                            .set(Phase::Lingering(now.after(limits::CUT_LINGER + limits::TICK)));
+                        self.linger(now);
                         continue;
                     }
                     let latest = since.after(self.stall());

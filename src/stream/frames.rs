@@ -148,7 +148,7 @@ impl Frames {
             self.tell_memory(control);
         }
         if self.end == Some(End::Cut) && self.waiting.len() == 0 {
-            control.cut();
+            control.cut_stream();
         }
         Poll::Pending
     }

@@ -1,6 +1,10 @@
-//! An HTTP/2 upstream whose answer of known length is all there before the frame that ends it.
+//! Ends that come late: after the last byte of a known length, or, unclean, long after the bytes
+//! before them have reached the client.
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -50,5 +54,55 @@ async fn an_answer_of_known_length_is_complete_with_its_last_byte() {
         stage.until("completed", |m| m.get(ended) == 1.0 && m.live() == 0.0).await;
         tell.send(()).expect("the upstream waits");
         assert!(!soon(upstream).await.expect("no panic"), "{http:?}: cancelled what was wanted");
+    }
+}
+
+/// Answers one request with `head` and `sent`, and breaks off when told.
+async fn breaks_off(
+    listener: TcpListener,
+    head: &'static str,
+    sent: &'static str,
+    go_on: oneshot::Receiver<()>,
+) {
+    let (mut tcp, _) = listener.accept().await.expect("the gateway");
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        assert!(tcp.read_buf(&mut request).await.expect("a request") > 0);
+    }
+    let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{sent}");
+    tcp.write_all(answer.as_bytes()).await.expect("the gateway takes it");
+    go_on.await.expect("told");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_breaks_off_after_all_was_flushed_is_seen_at_once() {
+    let json = ("content-type: application/json\r\ncontent-length: 1000", "{\"object\":\"list\"");
+    let own_error = (
+        "content-type: text/event-stream\r\nconnection: close",
+        "data: {\"a\":1}\n\ndata: {\"error\":{\"message\":\"their own\"}}\n\n",
+    );
+    for (head, sent) in [json, own_error] {
+        for http in [Http::H1, Http::H2] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let port = listener.local_addr().expect("bound").port();
+            let more = format!(
+                "[[upstream]]\nname = \"late\"\nurls = [\"http://127.0.0.1:{port}\"]\n\
+                 [[route]]\npath = \"/late/{{*rest}}\"\nupstream = \"late\"\nfamily = \"openai\"\n"
+            );
+            // So long that the cut cannot be taken for that of a client that stalls.
+            let stream = "client_stall = \"1h\"".to_owned();
+            let stage = Stage::start(Setup { more, stream, ..Setup::default() }).await;
+            let (tell, told) = oneshot::channel();
+            let upstream = tokio::spawn(breaks_off(listener, head, sent, told));
+            let mut client = stage.client(http).await;
+            let mut live = soon(client.start("GET", "/late/x", &[], "").await.head()).await;
+            live.until(sent).await;
+            tell.send(()).expect("the upstream waits");
+            let began = Instant::now();
+            let answer = live.rest().await;
+            assert_eq!((answer.text().as_str(), &answer.end), (sent, &End::Cut), "{http:?}");
+            assert!(began.elapsed() < Duration::from_secs(5), "{http:?}: {:?}", began.elapsed());
+            soon(upstream).await.expect("no panic");
+        }
     }
 }
