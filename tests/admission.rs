@@ -10,6 +10,8 @@ mod cors;
 mod keys;
 #[path = "admission/limits.rs"]
 mod limits;
+#[path = "admission/lives.rs"]
+mod lives;
 #[path = "admission/queue.rs"]
 mod queue;
 mod stage;
