@@ -80,7 +80,9 @@ async fn every_answer_says_which_page_may_read_it() {
         assert!(stream.text().ends_with("data: [DONE]\n\n"));
         assert_readable(&stream, "an event stream");
         let slow = [page, a, ("sim-first-byte", "1s")];
-        assert_readable(&client.stream(&slow).await, "a stream that was promised");
+        let promised = client.stream(&slow).await;
+        assert_eq!((promised.status, &promised.end), (200, &End::Clean), "{}", promised.text());
+        assert_readable(&promised, "a stream that was promised");
         let failed = client.stream(&[page, a, ("sim-fault", "reset-head")]).await;
         assert_eq!(failed.status, 502);
         assert_readable(&failed, "502");
