@@ -1,6 +1,8 @@
 //! The parts of `make bench` that do not need valgrind: its judgement, and that what it measures
 //! still works and has a committed count.
 
+#[path = "../benches/hot/admission.rs"]
+mod admission;
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/hot/baseline.rs"]
 mod baseline;
@@ -43,9 +45,11 @@ fn growth_beyond_a_tenth_is_too_much_and_nothing_else_is() {
 #[test]
 fn an_operation_with_a_bar_is_too_slow_beyond_it_only() {
     let with_bar: Vec<_> = operations::ALL.iter().filter(|o| o.ns_max.is_some()).collect();
-    let [chunk] = with_bar[..] else { panic!("one bar is set") };
+    let [chunk, admission] = with_bar[..] else { panic!("two bars are set") };
     assert_eq!(chunk.name, "heartbeats, wheel and metrics of a chunk");
     assert!(chunk.is_too_slow(300.1) && !chunk.is_too_slow(300.0));
+    assert_eq!(admission.name, "admission of a request, every limit on");
+    assert!(admission.is_too_slow(2000.1) && !admission.is_too_slow(2000.0));
     let without = operations::ALL.iter().filter(|o| o.ns_max.is_none());
     assert!(without.into_iter().all(|operation| !operation.is_too_slow(f64::MAX)));
 }

@@ -11,6 +11,7 @@
 //! `TIDEGATE_BENCH_BASELINE=write` replaces the baseline.
 #![allow(clippy::print_stdout, reason = "a report is what it is for")]
 
+mod admission;
 mod baseline;
 mod count;
 mod operations;

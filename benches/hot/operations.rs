@@ -34,6 +34,8 @@ use tidegate::wire::scan::Scanner;
 use tidegate::wire::sse::{self, Tracker};
 use tidegate::wire::wheel::{Tick, Timer, Wheel};
 
+use crate::admission;
+
 /// Does one operation so many times.
 pub(crate) type Repeat = Box<dyn FnMut(u32)>;
 
@@ -88,6 +90,7 @@ pub(crate) const ALL: &[Operation] = &[
     of("route of a path, among 12", 1000, route),
     of("family of a path", 1000, family),
     of("admission permit, taken and given back", 1000, permit),
+    of("admission of a request, every limit on", 1000, admission::whole).at_most(2_000.0),
     of("configuration of 12 routes, parsed", 10, configuration),
 ];
 
