@@ -282,8 +282,9 @@ async fn nobody_is_queued_beyond_a_deadline() {
             assert_eq!(answer.status, 503, "{what}");
             let code = if label == "deadline" { "queue_deadline" } else { "queue_timeout" };
             assert_eq!(code_of(&answer.text()).as_deref(), Some(code), "{what}");
-            // Deadlines are kept to within a tick of the wheel, 100 ms; the machine may be busy.
-            assert!((400..5_000).contains(&took.as_millis()), "{what}: {took:?}");
+            // Deadlines are kept to within a tick of the wheel, 100 ms, and count from the arrival;
+            // the machine may be busy.
+            assert!((300..5_000).contains(&took.as_millis()), "{what}: {took:?}");
         }
         let metrics = stage.metrics().await;
         assert_eq!((refused(&metrics, label), depth(&metrics)), (2.0, 0.0), "{route} {fields:?}");

@@ -9,8 +9,8 @@ use super::stage::events::code_of;
 use super::stage::{Answer, Client, End, Http, Setup, Stage};
 use super::{hold, quiet, refused, tenant, told_to_wait};
 
-/// Tokens per minute of the model `m`; a hundred come back in a second.
-const LIMIT: u64 = 6_000;
+/// Tokens per minute of the model `m`; fifty come back in a second.
+const LIMIT: u64 = 3_000;
 /// What the simulator says that a request took besides one token per event.
 const PROMPT: u64 = 12;
 /// What an answer is taken to use if the request does not say.
@@ -70,13 +70,14 @@ impl Metered {
     /// What may be left after `used` tokens, now.
     fn after(&self, used: u64) -> RangeInclusive<u64> {
         let back = (self.began.elapsed().as_secs_f64() * LIMIT as f64 / 60.0).ceil() as u64;
-        LIMIT - used..=LIMIT - used + back
+        LIMIT - used..=(LIMIT - used + back).min(LIMIT)
     }
 
     /// `used` tokens are gone, and no other number.
     async fn assert_used(&self, used: u64, what: &str) {
         quiet(&self.stage).await;
-        let left = self.left("m").await.unwrap_or_else(|| panic!("{what}: nothing was charged"));
+        // All are there again if the machine took so long.
+        let left = self.left("m").await.unwrap_or(LIMIT);
         let expected = self.after(used);
         assert!(expected.contains(&left), "{what}: {left} left, not {expected:?}");
     }
@@ -93,9 +94,9 @@ async fn what_was_told_is_charged_in_place_of_the_estimate() {
         // Max tokens, a stream, with usage, events: what is charged.
         for (max, stream, usage, count) in [
             // An over-estimate comes back, from JSON and from a stream's usage chunk,
-            (Some(4_000), false, false, "20"),
-            (Some(4_000), true, true, "20"),
-            (None, true, true, "3"),
+            (Some(4_000), false, false, "300"),
+            (Some(4_000), true, true, "300"),
+            (None, true, true, "300"),
             // what goes beyond an estimate is charged,
             (Some(10), false, false, "2000"),
             (Some(10), true, true, "2000"),
@@ -110,7 +111,7 @@ async fn what_was_told_is_charged_in_place_of_the_estimate() {
             metered.assert_used(told, &what).await;
         }
         // and where nothing is told, the estimate stands.
-        for max in [Some(3_000), None] {
+        for max in [Some(2_000), None] {
             let metered = Metered::start(Setup::default()).await;
             let mut client = metered.stage.client(http).await;
             let asked = body("m", max, true, false);
@@ -172,7 +173,7 @@ async fn what_no_model_worked_on_is_given_back() {
     let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
     let key = [("authorization", bearer.as_str())];
     for n in 0..20 {
-        // Without giving back the third would be refused.
+        // Without giving back the second would be refused.
         let answer = client.ask("POST", CHAT, &key, asked()).await;
         assert_eq!(answer.status, 502, "request {n}, {:?}: {}", began.elapsed(), answer.text());
     }
@@ -193,7 +194,7 @@ async fn what_was_reserved_for_a_queued_request_comes_back_when_it_is_not_sent()
         let stage = &metered.stage;
         let key = ("authorization", metered.bearer.as_str());
         let holder = hold(stage, Http::H1, &[key]).await;
-        let asked = body("m", Some(2_000), stream, false);
+        let asked = body("m", Some(1_000), stream, false);
         let depth = |depth| move |m: &super::Metrics| m.sum("tidegate_queue_depth") == depth;
         // One waits in vain,
         let mut client = stage.client(http).await;
@@ -260,7 +261,7 @@ async fn each_model_has_its_own_and_the_rest_share() {
 async fn a_retry_after_the_told_time_is_granted() {
     let metered = Metered::start(Setup::default()).await;
     let mut client = metered.stage.client(Http::H1).await;
-    let big = metered.ask(&mut client, &[], body("m", Some(5_900), true, false)).await;
+    let big = metered.ask(&mut client, &[], body("m", Some(LIMIT - 100), true, false)).await;
     assert_eq!(big.status, 200);
     let small = || body("m", Some(250), true, false);
     let retried = [("x-stainless-retry-count", "1")];
@@ -268,8 +269,8 @@ async fn a_retry_after_the_told_time_is_granted() {
     assert_eq!(refusal.status, 429, "{}", refusal.text());
     assert_eq!(refusal.header("x-should-retry"), None, "its own share, not the gateway's room");
     let millis = told_to_wait(&refusal);
-    // 150 and the prompt's are missing, a hundred a second come back.
-    assert!(millis <= 2_500, "{millis}");
+    // 150 and the prompts' are missing, fifty a second come back.
+    assert!(millis <= 5_000, "{millis}");
     let asked = metered.stage.sim.counts().requests;
     assert_eq!(asked, 1, "no upstream");
     // This wait is what is tested.
