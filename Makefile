@@ -7,7 +7,7 @@ BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects \
 	--test overload --test reload --test admission
 
-.PHONY: help run test check build many overload clients load load-wrk load-oha peers compare price bench clean
+.PHONY: help run test check build many overload clients load load-wrk load-oha peers compare price flood bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -58,6 +58,10 @@ compare: ## Tidegate and the peers on the same work, some 25 minutes; ARGS="--qu
 price: ## what a stream costs in Tidegate in every shape, each against its bar; some 8 minutes; ARGS as above
 	$(CARGO) build --release --workspace
 	load/compare/price $(ARGS)
+
+flood: ## running streams under five times the allowed new ones, against the raw relay; ARGS="--seconds 60" for the whole
+	$(CARGO) build --release --workspace
+	load/compare/flood $(ARGS)
 
 bench: ## what the parts on every chunk's way cost: instructions, compared with benches/baseline.json, and time
 	$(CARGO) bench --bench hot
