@@ -78,7 +78,7 @@ async fn hold(stage: &Stage, http: Http, fields: &[(&str, &str)]) -> Holder {
         let fields: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let mut live = soon(client.start("POST", CHAT, &fields, STREAM).await.head()).await;
         assert_eq!(live.status, 200);
-        live.until("data:").await;
+        live.until("\"seq\":").await;
         let _ = tell.send(());
         std::future::pending::<()>().await;
     }));

@@ -396,7 +396,8 @@ impl Held<'_> {
             let started = client.start("POST", self.path, &fields, body).await;
             let mut headed = soon(started.head()).await;
             if headed.status == 200 {
-                headed.until("data:").await;
+                // An event of the upstream: one of ours, an error, has none of these.
+                headed.until("\"seq\":").await;
                 drop(headed);
                 return Ok(client);
             }
