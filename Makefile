@@ -4,7 +4,6 @@ CARGO ?= cargo
 
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects \
-BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects \
 	--test overload --test reload --test admission
 
 .PHONY: help run test check build many overload clients load load-wrk load-oha peers compare price flood bench clean

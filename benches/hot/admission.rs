@@ -14,7 +14,8 @@ use tidegate::config;
 use tidegate::gateway::auth;
 use tidegate::gateway::terms::{self, Terms};
 use tidegate::gateway::{Gateway, Shared, admit};
-use tidegate::telemetry::{Cells, Shape};
+use tidegate::telemetry::{Cells, Shape, Slots};
+use tidegate::upstream::tls::ClientTls;
 use tidegate::upstream::upload::UploadState;
 use tidegate::wire::wheel::Wheel;
 
@@ -47,20 +48,16 @@ fn configuration(sha256: &str) -> String {
 fn gateway(sha256: &str, clock: &Clock, wheel: &Wheel) -> std::rc::Rc<Gateway> {
     let loaded = config::parse(&configuration(sha256), "bench.toml");
     let config = Arc::new(loaded.unwrap_or_else(|faults| panic!("{faults}")).config);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
+    let tls = ClientTls::new(&rustls::RootCertStore::empty(), None, None).expect("nothing to read");
     let shape = Shape {
         listeners: vec!["l".into()],
         upstreams: vec!["main".into()],
         routes: vec![("/v1/{*rest}".into(), 0)],
     };
+    let slots = Slots { upstreams: vec![0], routes: vec![0] };
     let shared = Shared {
         admission: Arc::new(Admission::new(&terms::sizes(&config.limits))),
-        terms: Arc::new(Terms::new(config, vec![Arc::new(tls)], None, clock.now())),
+        terms: Arc::new(Terms::new(config, vec![tls], slots, None, clock.now())),
         fault: None,
         no_relay: false,
     };
