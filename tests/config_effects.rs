@@ -753,7 +753,7 @@ effects! {
             ("anthropic", Some("event: ping\ndata: {\"type\": \"ping\"}\n\n")),
             ("off", None),
         ] {
-            let route = format!("heartbeat_style = \"{style}\"");
+            let route = format!("heartbeat_style = \"{style}\"\nfamily = \"plain\"");
             let setup = Setup { route, ..with_stream("heartbeat = \"300ms\"") };
             let text = streamed(setup, &fields).await.text().replace("\"type\":\"ping\"", "\"type\": \"ping\"");
             match wanted {
@@ -761,6 +761,11 @@ effects! {
                 None => assert!(!text.contains("ping"), "{style}: {text}"),
             }
         }
+        // OpenAI's clients would take Anthropic's for a chunk.
+        let route = "heartbeat_style = \"anthropic\"".to_owned();
+        let setup = Setup { route, ..with_stream("heartbeat = \"300ms\"") };
+        let text = streamed(setup, &fields).await.text();
+        assert!(text.contains("\n\n: ping\ndata:") && !text.contains("event: ping"), "{text}");
     }
 }
 

@@ -4,7 +4,6 @@
 //! arguments have changed it. Never refuses anything.
 
 use super::fault::{Notice, NoticeKind};
-use super::route::{Family, HeartbeatStyle};
 use super::units::show_duration;
 use super::url::Scheme;
 use super::{Config, Stream, Upstream};
@@ -21,16 +20,6 @@ impl Config {
         advise_exposure(self, &mut say);
         for (n, upstream) in self.upstreams.iter().enumerate() {
             advise_upstream(self, n, upstream, &mut say);
-        }
-        for (n, route) in self.routes.iter().enumerate() {
-            if route.heartbeat_style == HeartbeatStyle::Anthropic && route.family == Family::Auto {
-                say(
-                    format!("route[{n}].heartbeat_style"),
-                    "\"anthropic\" heartbeats break OpenAI clients; write family = \"anthropic\" \
-                     if this route serves none"
-                        .to_owned(),
-                );
-            }
         }
         advice
     }

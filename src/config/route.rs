@@ -59,11 +59,12 @@ impl Auth {
 /// Whose API a route speaks: what marks the end of a stream, and how errors look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Known by the request's path.
+    /// Known by the request's path (`wire::sse::family_of`).
     Auto,
     /// OpenAI chat completions and their many imitators: `data: [DONE]`.
     OpenAi,
-    /// OpenAI Responses: `response.completed`, `response.failed`, `response.incomplete`.
+    /// OpenAI Responses: `response.completed`, `response.failed`, `response.incomplete`; its errors
+    /// are events of that API.
     Responses,
     /// Anthropic Messages: `message_stop`.
     Anthropic,
@@ -99,7 +100,8 @@ pub enum HeartbeatStyle {
     Comment,
     /// `: ping\n\n`, for readers that want whole frames.
     CommentFrame,
-    /// `event: ping` with `data: {"type":"ping"}`, as Anthropic sends it.
+    /// `event: ping` with `data: {"type":"ping"}`, as Anthropic sends it; the comment where a
+    /// request turns out to be one of OpenAI's APIs.
     Anthropic,
     /// None.
     Off,
@@ -217,9 +219,6 @@ fn read_one(
     route.body_buffer = r.size(s, "body_buffer", 0..=1 << 30, route.body_buffer);
     route.resume = r.flag(s, "resume", route.resume);
 
-    if matches!(route.family, Family::Responses | Family::Anthropic) {
-        r.not_yet(s, "family", "is kept, but this family is not fully served yet");
-    }
     if route.resume {
         r.not_yet(s, "resume", "has no effect yet: streams end with their client");
     }

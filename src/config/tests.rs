@@ -836,11 +836,11 @@ fn keys_without_effect_are_named_when_they_are_set() {
     };
     not_yet("[[upstream]]\nurls = [\"http://a\", \"http://b\"]", "upstream[0].urls", 2);
     not_yet(&route("resume = true"), "route[0].resume", 4);
-    not_yet(&route("family = \"responses\""), "route[0].family", 4);
-    not_yet(&route("family = \"anthropic\""), "route[0].family", 4);
-    for quiet in ["resume = false", "family = \"openai\"", "family = \"plain\""] {
-        assert_eq!(notices(&route(quiet)), [], "{quiet}");
+    assert_eq!(notices(&route("resume = false")), []);
+    for family in ["auto", "openai", "responses", "anthropic", "plain"] {
+        assert_eq!(notices(&route(&format!("family = \"{family}\""))), [], "{family}");
     }
+    assert_eq!(notices(&route("heartbeat_style = \"anthropic\"")), [], "on Anthropic's paths only");
 }
 
 #[test]
@@ -862,7 +862,6 @@ fn advice_is_given_with_lines() {
     let clear = format!("[[upstream]]\nurls = [\"http://h\"]\n{key}");
     advice(&clear, "upstream[0].urls", Some(2));
     advice(&upstream("max_streams = 20000"), "upstream[0].max_streams", Some(3));
-    advice(&route("heartbeat_style = \"anthropic\""), "route[0].heartbeat_style", Some(4));
     let files = Files::new();
     let loaded = files.read("[[upstream]]\nurls = [\"http://h\"]\nca = \"cert.pem\"").unwrap();
     assert_eq!(loaded.notices[0].key, "upstream[0].ca");

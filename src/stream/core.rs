@@ -390,7 +390,7 @@ impl Stream {
         {
             tracker.heartbeat_written();
             self.ground.cells.heartbeats.inc();
-            let beat = sse::heartbeat(self.rules.style);
+            let beat = sse::heartbeat(self.rules.style, self.family);
             return Poll::Ready(self.put(Bytes::from_static(beat), out));
         }
         self.timer.set(heartbeat.map_or(due, |at| at.min(due)), cx.waker());
@@ -467,7 +467,8 @@ impl Stream {
         if !closing.is_empty() {
             self.ahead.push(Bytes::from_static(closing));
         }
-        self.ahead.push(shape::error_event(self.family, &failure));
+        let seen = self.events_seen();
+        self.ahead.push(shape::error_event(self.family, &failure, seen));
         self.last(End::Cut);
     }
 

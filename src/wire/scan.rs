@@ -1,7 +1,7 @@
 //! Finds a few top-level keys of a JSON object while its bytes pass by.
 //!
 //! Owns: what a request body says about `stream`, `model`, `max_tokens` (or
-//! `max_completion_tokens`) and `user`, in any order and however the bytes are split. Refuses: to
+//! `max_completion_tokens`, `max_output_tokens`) and `user`, in any order and however the bytes are split. Refuses: to
 //! build a tree, to recurse, to validate: malformed JSON is the upstream's to reject, here it only
 //! finds nothing more. Invariant: on valid JSON it finds what a parser would (of equal keys the
 //! last counts), except strings longer than 256 bytes, which it leaves out.
@@ -27,7 +27,8 @@ pub struct Found {
     pub stream: Option<bool>,
     /// `model`
     pub model: Option<Box<str>>,
-    /// `max_tokens` or `max_completion_tokens`; of two non-null ones the later.
+    /// `max_tokens`, or `max_completion_tokens`, which the Responses API calls `max_output_tokens`;
+    /// of two non-null ones the later.
     pub max_tokens: Option<u64>,
     /// `user`
     pub user: Option<Box<str>>,
@@ -385,7 +386,7 @@ fn key(text: &[u8]) -> Key {
         b"stream" => Key::Stream,
         b"model" => Key::Model,
         b"max_tokens" => Key::MaxTokens,
-        b"max_completion_tokens" => Key::MaxCompletionTokens,
+        b"max_completion_tokens" | b"max_output_tokens" => Key::MaxCompletionTokens,
         b"user" => Key::User,
         _ => Key::Other,
     }

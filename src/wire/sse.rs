@@ -10,7 +10,9 @@
 use memchr::memchr2;
 
 use crate::config::{Family, HeartbeatStyle};
+use marks::Object;
 
+mod marks;
 #[cfg(test)]
 mod tests;
 
@@ -18,29 +20,35 @@ const BOM: &[u8] = b"\xEF\xBB\xBF";
 /// Value of `Tracker::held` once the stream's first bytes are known to be, or not to be, a BOM.
 const BOM_SETTLED: u8 = 3;
 const DONE: &[u8; 6] = b"[DONE]";
-/// What follows the opening quote of the key that makes a JSON object an error.
-const ERROR_KEY: &[u8; 6] = b"error\"";
-/// Event names that mean something to a family: first the error event, then the terminal ones.
-const NAMES: [&[u8]; 5] =
-    [b"error", b"message_stop", b"response.completed", b"response.failed", b"response.incomplete"];
-const NAME_ERROR: usize = 0;
 
-/// The family of a request whose route says `auto`: OpenAI for paths ending in `/chat/completions`
-/// or `/completions`, else plain. Any other configured family is returned as it is, so the answer
-/// is never `Auto`. `path` is without the query.
+/// The family of a request whose route says `auto`, by the end of its path: `/chat/completions` and
+/// `/completions` are OpenAI's, `/responses` and `/responses/{id}` (which can stream an earlier
+/// one again) the Responses API's, `/messages` Anthropic's, anything else is plain. Any other
+/// configured family is returned as it is, so the answer is never `Auto`. `path` is without the
+/// query.
 pub fn family_of(path: &str, configured: Family) -> Family {
-    match configured {
-        Family::Auto if path.ends_with("/completions") => Family::OpenAi,
-        Family::Auto => Family::Plain,
-        set => set,
+    if configured != Family::Auto {
+        return configured;
+    }
+    let mut segments = path.rsplit('/');
+    match (segments.next(), segments.next()) {
+        (_, None) => Family::Plain,
+        (Some("completions"), _) => Family::OpenAi,
+        (Some("responses"), _) | (_, Some("responses")) => Family::Responses,
+        (Some("messages"), _) => Family::Anthropic,
+        _ => Family::Plain,
     }
 }
 
 /// The bytes of one heartbeat; may be written only while [`Tracker::at_boundary`] holds, and leaves
 /// the stream at a boundary again. The bare comment line is what every client library takes;
-/// the others exist for clients that do not.
-pub fn heartbeat(style: HeartbeatStyle) -> &'static [u8] {
+/// the others exist for clients that do not. OpenAI's clients take an event that carries data for
+/// a chunk, so that those families get the comment in place of Anthropic's ping.
+pub fn heartbeat(style: HeartbeatStyle, family: Family) -> &'static [u8] {
     match style {
+        HeartbeatStyle::Anthropic if matches!(family, Family::OpenAi | Family::Responses) => {
+            b": ping\n"
+        }
         HeartbeatStyle::Comment => b": ping\n",
         HeartbeatStyle::CommentFrame => b": ping\n\n",
         HeartbeatStyle::Anthropic => b"event: ping\ndata: {\"type\": \"ping\"}\n\n",
@@ -91,17 +99,6 @@ enum Line {
     EventName { alive: u8, pos: u8 },
 }
 
-/// How far an event's data has matched `{"error":` and a value other than null.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Object {
-    Brace,
-    Quote,
-    Key(u8),
-    Colon,
-    Value,
-    Ruled,
-}
-
 /// What the lines since the last blank line amount to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
@@ -142,10 +139,9 @@ pub struct Tracker {
     cr: Cr,
     /// The stream has shown a CR that no LF followed.
     lone_cr: bool,
-    /// The current event carries the terminal mark.
+    /// The current event carries the terminal mark, in its name or as its data.
     terminal: bool,
     named_error: bool,
-    object_error: bool,
     completed: bool,
     error: bool,
 }
@@ -167,7 +163,6 @@ impl Tracker {
             lone_cr: false,
             terminal: false,
             named_error: false,
-            object_error: false,
             completed: false,
             error: false,
         }
@@ -251,7 +246,8 @@ impl Tracker {
     }
 
     /// The upstream itself sent a whole error event: `event: error`, or data that is a JSON object
-    /// whose first key is `error` with a value that is not null.
+    /// whose first key is `error` with a value that is not null. In the Responses API also data
+    /// whose first key is `type` with the value `error`, and `response.failed`.
     pub fn error_event(&self) -> bool {
         self.error
     }
@@ -339,8 +335,10 @@ impl Tracker {
                 Line::EventGap
             }
             Line::Event(n) if b"event".get(usize::from(n)) == Some(&byte) => Line::Event(n + 1),
-            Line::EventGap if byte == b' ' => Line::EventName { alive: self.names(), pos: 0 },
-            Line::EventGap => match_name(self.names(), 0, byte),
+            Line::EventGap if byte == b' ' => {
+                Line::EventName { alive: marks::names(self.family), pos: 0 }
+            }
+            Line::EventGap => match_name(marks::names(self.family), 0, byte),
             Line::EventName { alive, pos } => match_name(alive, pos, byte),
             Line::Data(_) | Line::Done(_) | Line::Event(_) | Line::Comment | Line::Rest => {
                 Line::Rest
@@ -352,42 +350,17 @@ impl Tracker {
     fn begin_value(&mut self, byte: u8) -> Line {
         self.pending = Pending::Data;
         if byte == b'[' {
-            self.object = Object::Ruled;
+            if !self.object.is_final() {
+                self.object = Object::Ruled;
+            }
             return Line::Done(1);
         }
         self.match_object(byte)
     }
 
     fn match_object(&mut self, byte: u8) -> Line {
-        self.object = match (self.object, byte) {
-            (Object::Key(n), _) if ERROR_KEY[usize::from(n)] == byte => {
-                if usize::from(n) + 1 == ERROR_KEY.len() {
-                    Object::Colon
-                } else {
-                    Object::Key(n + 1)
-                }
-            }
-            (Object::Key(_) | Object::Ruled, _) => Object::Ruled,
-            (same, b' ' | b'\t') => same,
-            (Object::Brace, b'{') => Object::Quote,
-            (Object::Quote, b'"') => Object::Key(0),
-            (Object::Colon, b':') => Object::Value,
-            (Object::Value, _) => {
-                self.object_error |= byte != b'n';
-                Object::Ruled
-            }
-            _ => Object::Ruled,
-        };
-        if self.object == Object::Ruled { Line::Rest } else { Line::Object }
-    }
-
-    /// The event names this family looks for, as a set over [`NAMES`].
-    fn names(&self) -> u8 {
-        match self.family {
-            Family::Anthropic => 0b00011,
-            Family::Responses => 0b11101,
-            Family::OpenAi | Family::Plain | Family::Auto => 0b00001,
-        }
+        self.object = self.object.next(byte, self.family);
+        if self.object.is_final() { Line::Rest } else { Line::Object }
     }
 
     /// A further `event` line replaces the name that an earlier one gave.
@@ -422,14 +395,12 @@ impl Tracker {
             }
             Line::Done(6) => self.terminal |= self.family == Family::OpenAi,
             // Between a JSON object's tokens the newline that joins data lines is white space.
-            Line::Object if matches!(self.object, Object::Key(_)) => self.object = Object::Ruled,
+            Line::Object if self.object.is_word() => self.object = Object::Ruled,
             Line::Event(5) => self.forget_name(),
             Line::EventName { alive, pos } => {
-                for (i, name) in NAMES.iter().enumerate() {
-                    if alive & 1 << i != 0 && name.len() == usize::from(pos) {
-                        self.named_error = i == NAME_ERROR;
-                        self.terminal |= i != NAME_ERROR;
-                    }
+                if let Some(name) = marks::whole(alive, pos) {
+                    self.named_error = marks::is_error(name);
+                    self.terminal |= marks::is_terminal(name);
                 }
             }
             _ => {}
@@ -447,22 +418,20 @@ impl Tracker {
             fed.events += 1;
             fed.first_event_end.get_or_insert(end);
         }
-        self.completed |= self.terminal;
-        self.error |= self.named_error | self.object_error;
+        let told = self.object.name();
+        self.completed |= self.terminal | told.is_some_and(marks::is_terminal);
+        self.error |=
+            self.named_error | told.is_some_and(marks::is_error) | (self.object == Object::Error);
         self.terminal = false;
         self.named_error = false;
-        self.object_error = false;
         self.object = Object::Brace;
         self.pending = Pending::Nothing;
     }
 }
 
 fn match_name(alive: u8, pos: u8, byte: u8) -> Line {
-    let mut left = 0;
-    for (i, name) in NAMES.iter().enumerate() {
-        if alive & 1 << i != 0 && name.get(usize::from(pos)) == Some(&byte) {
-            left |= 1 << i;
-        }
+    match marks::matching(alive, pos, byte) {
+        0 => Line::Rest,
+        alive => Line::EventName { alive, pos: pos + 1 },
     }
-    if left == 0 { Line::Rest } else { Line::EventName { alive: left, pos: pos + 1 } }
 }

@@ -96,6 +96,11 @@ mod tests {
     const ANTHROPIC: &str = "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":25,\
         \"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"usage\":{\"output_tokens\":15}}\n\n";
 
+    const RESPONSES: &str = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":\
+        {\"max_output_tokens\":null,\"usage\":null}}\n\nevent: response.completed\ndata: {\"response\":\
+        {\"usage\":{\"input_tokens\":9,\"input_tokens_details\":{\"cached_tokens\":0},\"output_tokens\":4,\
+        \"output_tokens_details\":{\"reasoning_tokens\":2},\"total_tokens\":13}}}\n\n";
+
     fn total(pieces: &[&[u8]]) -> Option<u64> {
         let mut scan = UsageScan::default();
         pieces.iter().for_each(|piece| scan.feed(piece));
@@ -104,7 +109,7 @@ mod tests {
 
     #[test]
     fn usage_is_found_however_the_bytes_are_split() {
-        for (text, tokens) in [(OPENAI, 42), (ANTHROPIC, 40)] {
+        for (text, tokens) in [(OPENAI, 42), (ANTHROPIC, 40), (RESPONSES, 13)] {
             let bytes = text.as_bytes();
             assert_eq!(total(&[bytes]), Some(tokens));
             for at in 0..=bytes.len() {

@@ -86,6 +86,7 @@ fn the_two_names_of_the_token_limit_share_a_field() {
     assert_eq!(tokens(r#"{"max_tokens":1,"max_completion_tokens":2}"#), Some(2));
     assert_eq!(tokens(r#"{"max_completion_tokens":2,"max_tokens":1}"#), Some(1));
     assert_eq!(tokens(r#"{"max_completion_tokens":2,"max_tokens":null}"#), Some(2));
+    assert_eq!(tokens(r#"{"max_output_tokens":3,"max_tokens":null}"#), Some(3));
     assert_eq!(tokens(r#"{"max_tokens":1,"max_completion_tokens":null}"#), Some(1));
     assert_eq!(tokens(r#"{"max_tokens":1,"max_tokens":null}"#), None);
 }

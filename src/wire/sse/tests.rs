@@ -89,6 +89,8 @@ const STREAMS: &[&[u8]] = &[
     b"data: [DONE]",
     b"data: [DONE]x\n\n",
     b"dat: x\ndatax: y\ndata\n\ndata\ndata\n\neventx: error\neven: error\n\n",
+    b"data: {\"type\":\"response.created\"}\n\ndata: {\"type\": \"response.completed\"}\n\n",
+    b"event: error\ndata: {\"type\":\"error\",\"code\":null}\n\ndata: [\ndata: {\n\n",
 ];
 
 #[test]
@@ -123,7 +125,7 @@ fn nothing_but_a_leading_bom_is_dropped() {
 fn heartbeats_change_no_event_however_the_stream_is_split() {
     for style in [HeartbeatStyle::Comment, HeartbeatStyle::CommentFrame, HeartbeatStyle::Anthropic]
     {
-        let beat = Some(heartbeat(style));
+        let beat = Some(heartbeat(style, Family::Plain));
         for whole in STREAMS.iter().filter(|whole| std::str::from_utf8(whole).is_ok()) {
             let expected = oracle(whole);
             for at in 0..=whole.len() {
@@ -289,8 +291,23 @@ fn named_events_end_the_other_families() {
         ("event: response.created\ndata: {}\n\n", false, false),
         ("event: response.\n\n", false, false),
         ("event: message_stop\n\n", false, false),
+        // Clients go by the type in the data, and some servers give no name.
+        ("data: {\"type\":\"response.completed\",\"response\":{}}\n\n", true, true),
+        ("data:{ \"type\" :\t\"response.incomplete\"}\r\n\r\n", true, true),
+        ("data: {\ndata: \"type\":\ndata: \"response.failed\"}\n\n", true, true),
+        ("data: {\"type\":\"response.completed\"}\nevent: other\n\n", true, true),
+        ("data: {\"type\":\"response.completed\"}\n", false, false),
+        ("data: {\"type\":\"response.completed", false, false),
+        ("data: {\"type\":\"response.\ndata: completed\"}\n\n", false, false),
+        ("data: {\"type\":\"response.complete\"}\n\n", false, false),
+        ("data: {\"type\":\"response.completed.x\"}\n\n", false, false),
+        ("data: {\"types\":\"response.completed\"}\n\n", false, false),
+        ("data: {\"id\":\"response.completed\"}\n\n", false, false),
+        ("data: {\"type\":\"message_stop\"}\n\n", false, false),
     ];
     ends(Family::Responses, &responses);
+    let typed = [("data: {\"type\":\"message_stop\"}\n\n", false, false)];
+    ends(Family::Anthropic, &typed);
     let plain = [("data: [DONE]\n\n", false, true), ("data: x", false, true), ("", false, true)];
     ends(Family::Plain, &plain);
 }
@@ -319,6 +336,30 @@ fn an_upstreams_own_error_is_seen() {
             let got = run(family, &[bytes.as_bytes()], None);
             assert_eq!(got.error, expected, "{family:?} {bytes:?}");
         }
+    }
+}
+
+#[test]
+fn the_responses_api_tells_errors_by_type_too() {
+    let cases = [
+        ("data: {\"type\":\"error\",\"code\":null,\"message\":\"x\"}\n\n", true),
+        ("data: {\"type\" : \"error\"}\n\n", true),
+        ("event: response.failed\ndata: {}\n\n", true),
+        ("data: {\"type\":\"response.failed\",\"response\":{}}\n\n", true),
+        ("event: response.failed\nevent: response.completed\ndata: {}\n\n", false),
+        ("data: {\"type\":\"error\"}\n", false),
+        ("data: {\"type\":\"errors\"}\n\n", false),
+        ("data: {\"type\":\"response.completed\"}\n\n", false),
+        ("event: response.incomplete\ndata: {}\n\n", false),
+        ("data: {\"type\":null,\"error\":{}}\n\n", false),
+    ];
+    for (bytes, expected) in cases {
+        let got = run(Family::Responses, &[bytes.as_bytes()], None);
+        assert_eq!(got.error, expected, "{bytes:?}");
+    }
+    for family in [Family::OpenAi, Family::Anthropic, Family::Plain] {
+        let got = run(family, &[b"data: {\"type\":\"error\"}\n\n"], None);
+        assert!(!got.error, "{family:?}");
     }
 }
 
@@ -373,8 +414,14 @@ fn the_path_decides_an_automatic_family() {
     let auto = |path| family_of(path, Family::Auto);
     assert_eq!(auto("/v1/chat/completions"), Family::OpenAi);
     assert_eq!(auto("/openai/v1/completions"), Family::OpenAi);
-    assert_eq!(auto("/v1/messages"), Family::Plain);
-    assert_eq!(auto("/v1/chat/completions/123"), Family::Plain);
+    assert_eq!(auto("/v1/responses"), Family::Responses);
+    assert_eq!(auto("/openai/v1/responses/resp_1"), Family::Responses);
+    assert_eq!(auto("/v1/responses/resp_1/cancel"), Family::Plain);
+    assert_eq!(auto("/v1/messages"), Family::Anthropic);
+    assert_eq!(auto("/v1/messages/batches"), Family::Plain);
+    for path in ["/v1/chat/completions/123", "/", "", "messages", "/v1/xmessages", "/v1/models"] {
+        assert_eq!(auto(path), Family::Plain, "{path}");
+    }
     assert_eq!(auto("/v1/xcompletions"), Family::Plain);
     for set in [Family::OpenAi, Family::Responses, Family::Anthropic, Family::Plain] {
         assert_eq!(family_of("/v1/chat/completions", set), set);
@@ -427,7 +474,7 @@ proptest! {
     ) {
         let expected = oracle(&bytes);
         let pieces = cut(&bytes, &cuts);
-        let got = run(Family::OpenAi, &pieces, Some(heartbeat(style)));
+        let got = run(Family::OpenAi, &pieces, Some(heartbeat(style, Family::Plain)));
         // The oracle ends an unfinished last event too; the tracker rightly does not count it.
         let finished = run(Family::OpenAi, &[&pieces.concat(), b"\n\n"], None);
         let carrying = expected.iter().filter(|event| !event.data.is_empty()).count();
