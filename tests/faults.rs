@@ -1,5 +1,5 @@
-//! What clients see when something goes wrong: with the upstream (`table`), with the client itself
-//! (`lag`, `leave`), or with time (`commit`, `late_end`).
+//! What clients see when something goes wrong: with the upstream (`table`, `families`), with the
+//! client itself (`lag`, `leave`), or with time (`commit`, `late_end`).
 
 #![allow(clippy::large_futures, reason = "four cases at once are held by one test, once")]
 
@@ -7,6 +7,8 @@
 mod commit;
 #[path = "faults/crowd.rs"]
 mod crowd;
+#[path = "faults/families.rs"]
+mod families;
 #[path = "faults/lag.rs"]
 mod lag;
 #[path = "faults/late_end.rs"]

@@ -35,10 +35,17 @@ impl Endpoint {
             "/sim/reset" => Self::Reset,
             _ if path.ends_with("/v1/chat/completions") => Self::Complete(Kind::Chat),
             _ if path.ends_with("/v1/completions") => Self::Complete(Kind::Completion),
+            _ if path.ends_with("/v1/responses") => Self::Complete(Kind::Response),
+            _ if path.ends_with("/v1/messages") => Self::Complete(Kind::Message),
             _ if path.ends_with("/v1/embeddings") => Self::Embeddings,
             _ if path.ends_with("/v1/models") => Self::Models,
             _ => Self::Echo,
         }
+    }
+
+    /// Whose errors `request` gets; OpenAI's where no API is spoken.
+    fn kind(request: &Request) -> Kind {
+        if let Self::Complete(kind) = Self::of(request.path()) { kind } else { Kind::Chat }
     }
 
     pub(super) fn reads_json(self) -> bool {
@@ -102,7 +109,7 @@ pub(super) fn behaviour(shared: &Shared, request: &Request) -> Result<Box<Behavi
         return Ok(Box::default());
     }
     let mut behaviour = request.behaviour(&shared.defaults()).map_err(|fault| {
-        let body = error_body(&fault, "invalid_request_error", "sim_bad_value");
+        let body = error_body(Endpoint::kind(request), 400, &fault, "sim_bad_value");
         Answer::new(shared, request, 400, JSON, Script::fixed(Behaviour::default(), body))
     })?;
     if let Some(times) = behaviour.fault_times
@@ -209,13 +216,8 @@ fn error(
     message: &str,
     code: &str,
 ) -> Box<Answer> {
-    let kind = match status {
-        401 => "authentication_error",
-        429 => "rate_limit_error",
-        500.. => "server_error",
-        _ => "invalid_request_error",
-    };
-    let script = Script::fixed(behaviour, error_body(message, kind, code));
+    let body = error_body(Endpoint::kind(request), status, message, code);
+    let script = Script::fixed(behaviour, body);
     Answer::new(shared, request, status, JSON, script)
 }
 
@@ -355,6 +357,8 @@ mod tests {
         assert_eq!(Endpoint::of("/v1/chat/completions"), chat);
         assert_eq!(Endpoint::of("/openai/deployments/x/v1/chat/completions"), chat);
         assert_eq!(Endpoint::of("/v1/completions"), Endpoint::Complete(Kind::Completion));
+        assert_eq!(Endpoint::of("/x/v1/responses"), Endpoint::Complete(Kind::Response));
+        assert_eq!(Endpoint::of("/v1/messages"), Endpoint::Complete(Kind::Message));
         assert_eq!(Endpoint::of("/api/v1/models"), Endpoint::Models);
         assert_eq!(Endpoint::of("/v1/models/x"), Endpoint::Echo);
         assert_eq!(Endpoint::of("/v2/chat/completions"), Endpoint::Echo);

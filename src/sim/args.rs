@@ -13,10 +13,10 @@ use super::options::{
     Behaviour, Fault, Framing, LineEnd, Options, Split, Tls, parse_duration, parse_size,
 };
 
-/// Run a simulated OpenAI-compatible upstream.
+/// Run a simulated upstream that speaks OpenAI's and Anthropic's APIs.
 ///
-/// It serves POST /v1/chat/completions and /v1/completions (streamed or not), GET /v1/models,
-/// POST /v1/embeddings, and echoes what any other path receives; GET /sim/counts tells what
+/// It serves POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages (streamed or
+/// not), GET /v1/models, POST /v1/embeddings, and echoes what any other path receives; GET /sim/counts tells what
 /// happened, GET /sim/reset zeroes it. Every request may override the flags by headers, or query
 /// parameters, of the same name with "sim-" in front: "sim-fault: stall", "?sim-count=3". Further
 /// ones are sim-status, sim-retry-after, sim-size-huge, sim-fault-times, sim-read-delay,

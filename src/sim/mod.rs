@@ -1,5 +1,5 @@
-//! A simulated OpenAI-compatible upstream, for `tidegate demo`, `tidegate simulate`, every
-//! integration test and load tests with 10,000 streams and more.
+//! A simulated LLM API (OpenAI's completions and Responses, Anthropic's Messages), for `tidegate demo`,
+//! `tidegate simulate`, every integration test and load tests with 10,000 streams and more.
 //!
 //! Owns the whole way from the listener to the bytes, with faults that real upstreams have.
 //! Refuses to share code with the gateway: it writes its own HTTP/1.1 and uses the `h2` crate
@@ -28,9 +28,11 @@ mod h1;
 mod h1_head;
 mod h2;
 mod listen;
+mod messages;
 mod options;
 mod payload;
 mod request;
+mod responses;
 mod script;
 
 pub use args::SimulateArgs;

@@ -67,7 +67,7 @@ pub struct Behaviour {
     pub first_event: Duration,
     /// Time from one event to the next; a late event does not delay those after it for long.
     pub interval: Duration,
-    /// Events with content in a stream. The usage chunk and `[DONE]` come on top.
+    /// Events with content in a stream. What an API sends around them comes on top.
     pub count: u32,
     /// Bytes of padding in the content of every event.
     pub size: usize,
@@ -181,15 +181,15 @@ pub enum Fault {
     Stall,
     /// Never send the response head
     StallHead,
-    /// The first event is an error, then a clean end without the DONE mark
+    /// The first event is an error, then a clean end without the terminal mark
     ErrorFirst,
-    /// An error event after N, then a clean end without the DONE mark
+    /// An error event after N, then a clean end without the terminal mark
     ErrorMiddle,
     /// 200, the event-stream head, and a clean end without one byte of body
     Empty,
     /// Event number N carries sim-size-huge bytes (1.5 MiB unless set)
     Huge,
-    /// A clean end without the DONE mark
+    /// A clean end without the terminal mark
     NoDone,
     /// The content-length promises more than is sent
     WrongLength,

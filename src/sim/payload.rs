@@ -1,7 +1,8 @@
 //! The bytes of every body: stream events, completions, error bodies.
 //!
-//! Owns the JSON shapes of the OpenAI API as the simulator speaks them. Refuses to know anything
-//! of HTTP or of time beyond the clock fields. Invariant: with the behaviour's clock off, the same
+//! Owns what is told and the JSON shapes of OpenAI's completions; those of the other APIs are in
+//! `responses.rs` and `messages.rs`. Refuses to know anything of HTTP or of time beyond the clock
+//! fields. Invariant: with the behaviour's clock off, the same
 //! arguments give the same bytes. Cost: one allocation per event, sized up front; the JSON is
 //! written by hand because its shape never varies.
 
@@ -11,15 +12,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde_json::json;
 
-use super::options::Behaviour;
+use super::options::{Behaviour, Fault};
+use super::{messages, responses};
 
-/// Which of the two streaming endpoints speaks.
+/// Which of the streaming endpoints speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `/v1/chat/completions`: `chat.completion.chunk` objects with a `delta`.
     Chat,
     /// `/v1/completions`: `text_completion` objects with a `text`.
     Completion,
+    /// `/v1/responses`: OpenAI's Responses API, named and numbered events around `response.output_text.delta`.
+    Response,
+    /// `/v1/messages`: Anthropic's, named events around `content_block_delta`.
+    Message,
 }
 
 /// What is told: one token per event, round and round.
@@ -34,7 +40,7 @@ const WORDS: [&str; 40] = [
 const FILLER: &str = "salt wind over long water, grey light on the harbour wall, ropes and gulls; ";
 
 /// Tokens the simulator pretends to have read.
-const PROMPT_TOKENS: u32 = 12;
+pub(super) const PROMPT_TOKENS: u32 = 12;
 /// A completion that is not streamed stops growing here, bytes.
 const TEXT_MAX: usize = 16 * 1024 * 1024;
 /// `created` when the clock is off.
@@ -46,9 +52,9 @@ pub(super) struct Voice {
     pub(super) kind: Kind,
     pub(super) stream: u64,
     /// The model's name as a JSON string, quotes included.
-    model: Box<str>,
-    pub(super) include_usage: bool,
-    created: u64,
+    pub(super) model: Box<str>,
+    include_usage: bool,
+    pub(super) created: u64,
     clock: bool,
 }
 
@@ -67,10 +73,16 @@ impl Voice {
     }
 
     fn id(&self) -> String {
-        let prefix = match self.kind {
+        self.id_of(match self.kind {
             Kind::Chat => "chatcmpl",
             Kind::Completion => "cmpl",
-        };
+            Kind::Response => "resp",
+            Kind::Message => "msg",
+        })
+    }
+
+    /// An id of this answer; two with the same prefix are the same.
+    pub(super) fn id_of(&self, prefix: &str) -> String {
         if self.clock {
             format!("{prefix}-{:x}{:08x}", self.created, self.stream)
         } else {
@@ -80,10 +92,8 @@ impl Voice {
 
     /// Opens the object of one event: everything before `choices`.
     fn open(&self, text: &mut String) {
-        let object = match self.kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Completion => "text_completion",
-        };
+        let object =
+            if self.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" };
         let Self { created, model, .. } = self;
         put(
             text,
@@ -94,51 +104,92 @@ impl Voice {
         );
     }
 
+    /// What an API sends before the first event with content.
+    pub(super) fn opening(&self, behaviour: &Behaviour) -> Option<Bytes> {
+        match self.kind {
+            Kind::Chat | Kind::Completion => None,
+            Kind::Response => Some(responses::opening(self, behaviour)),
+            Kind::Message => Some(messages::opening(self, behaviour)),
+        }
+    }
+
     /// The event number `seq` (from 1) of `behaviour.count`, with `size` bytes of padding.
     pub(super) fn event(&self, behaviour: &Behaviour, seq: u32, size: usize) -> Bytes {
         let mut text = String::with_capacity(320 + self.model.len() + size);
-        self.open(&mut text);
+        match self.kind {
+            Kind::Chat | Kind::Completion => self.open(&mut text),
+            Kind::Response => responses::open(self, behaviour, seq, &mut text),
+            Kind::Message => messages::open(behaviour, &mut text),
+        }
         match self.kind {
             Kind::Chat if seq == 1 => {
                 text.push_str(r#""choices":[{"index":0,"delta":{"role":"assistant","content":""#);
             }
             Kind::Chat => text.push_str(r#""choices":[{"index":0,"delta":{"content":""#),
             Kind::Completion => text.push_str(r#""choices":[{"index":0,"text":""#),
+            Kind::Response => text.push_str(r#""delta":""#),
+            Kind::Message => text.push_str(r#""delta":{"type":"text_delta","text":""#),
         }
         token(&mut text, seq, size);
         text.push_str(match self.kind {
             Kind::Chat => r#""},"#,
             Kind::Completion => r#"","logprobs":null,"#,
+            Kind::Response => r#"","logprobs":[],"#,
+            Kind::Message => r#""},"#,
         });
-        let finish = if seq == behaviour.count { r#""stop""# } else { "null" };
-        let usage = if self.include_usage { r#""usage":null,"# } else { "" };
+        if matches!(self.kind, Kind::Chat | Kind::Completion) {
+            let finish = if seq == behaviour.count { r#""stop""# } else { "null" };
+            let usage = if self.include_usage { r#""usage":null,"# } else { "" };
+            put(&mut text, format_args!(r#""finish_reason":{finish}}}],{usage}"#));
+        }
         let sent_ns = if self.clock { now_ns() } else { 0 };
         put(
             &mut text,
-            format_args!(
-                r#""finish_reason":{finish}}}],{usage}"sim":{{"stream":{},"seq":{seq},"sent_ns":{sent_ns}}}}}"#,
-                self.stream
-            ),
+            format_args!(r#""sim":{{"stream":{},"seq":{seq},"sent_ns":{sent_ns}}}}}"#, self.stream),
         );
         close(behaviour, text)
     }
 
-    /// The extra chunk which `stream_options.include_usage` asks for.
-    pub(super) fn usage(&self, behaviour: &Behaviour) -> Bytes {
-        let mut text = String::with_capacity(320);
-        self.open(&mut text);
-        put(&mut text, format_args!(r#""choices":[],"usage":{}}}"#, usage(behaviour.count)));
-        close(behaviour, text)
+    /// What comes between the last content and the terminal mark: for OpenAI's completions the chunk
+    /// which `stream_options.include_usage` asks for.
+    pub(super) fn closing(&self, behaviour: &Behaviour) -> Option<Bytes> {
+        match self.kind {
+            Kind::Response => Some(responses::closing(self, behaviour)),
+            Kind::Message => Some(messages::closing(behaviour)),
+            Kind::Chat | Kind::Completion if !self.include_usage => None,
+            Kind::Chat | Kind::Completion => {
+                let mut text = String::with_capacity(320);
+                self.open(&mut text);
+                let usage = usage(behaviour.count);
+                put(&mut text, format_args!(r#""choices":[],"usage":{usage}}}"#));
+                Some(close(behaviour, text))
+            }
+        }
+    }
+
+    /// The terminal mark.
+    pub(super) fn done(&self, behaviour: &Behaviour) -> Bytes {
+        match self.kind {
+            Kind::Chat | Kind::Completion => close(behaviour, "data: [DONE]".to_owned()),
+            Kind::Response => responses::completed(self, behaviour),
+            Kind::Message => named(behaviour, "message_stop", r#"{"type":"message_stop"}"#),
+        }
+    }
+
+    /// An error inside the event stream after `sent` events with content, in the shape that makes
+    /// the SDKs raise an error.
+    pub(super) fn error(&self, behaviour: &Behaviour, sent: u32) -> Bytes {
+        let error = error_body(self.kind, 500, FAILED, "sim");
+        match self.kind {
+            Kind::Chat | Kind::Completion => close(behaviour, format!("data: {error}")),
+            Kind::Response => responses::error(behaviour, sent, FAILED),
+            Kind::Message => named(behaviour, "error", &error),
+        }
     }
 
     /// The whole answer of a request that did not ask for a stream.
     pub(super) fn completion(&self, behaviour: &Behaviour) -> Bytes {
-        let mut content = String::new();
-        let mut seq = 0;
-        while seq < behaviour.count && content.len() < TEXT_MAX {
-            seq += 1;
-            token(&mut content, seq, behaviour.size);
-        }
+        let (content, seq) = told(behaviour);
         let Self { created, model, stream, .. } = self;
         let (object, said) = match self.kind {
             Kind::Chat => (
@@ -148,6 +199,8 @@ impl Voice {
             Kind::Completion => {
                 ("text_completion", format!(r#""text":"{content}","logprobs":null"#))
             }
+            Kind::Response => return Bytes::from(responses::whole(self, &content, seq)),
+            Kind::Message => return Bytes::from(messages::whole(self, &content, seq)),
         };
         let text = format!(
             "{{\"id\":\"{}\",\"object\":\"{object}\",\"created\":{created},\"model\":{model},\
@@ -160,20 +213,42 @@ impl Voice {
     }
 }
 
-/// The terminal mark of both endpoints.
-pub(super) fn done(behaviour: &Behaviour) -> Bytes {
-    close(behaviour, "data: [DONE]".to_owned())
+/// What the error says that a stream breaks off with.
+const FAILED: &str = "the simulated upstream failed";
+
+/// An error body in the shape of `kind`'s API; Anthropic's has no `code`.
+pub(super) fn error_body(kind: Kind, status: u16, message: &str, code: &str) -> String {
+    let words = match (kind, status) {
+        (_, 401) => "authentication_error",
+        (_, 429) => "rate_limit_error",
+        (Kind::Message, 529) => "overloaded_error",
+        (Kind::Message, 500..) => "api_error",
+        (_, 500..) => "server_error",
+        _ => "invalid_request_error",
+    };
+    let error = if kind == Kind::Message {
+        json!({"type": "error", "error": {"type": words, "message": message}})
+    } else {
+        json!({"error": {"message": message, "type": words, "param": null, "code": code}})
+    };
+    error.to_string()
 }
 
-/// An error inside the event stream, in the shape that makes the SDKs raise an error.
-pub(super) fn error_event(behaviour: &Behaviour) -> Bytes {
-    let error = error_body("the simulated upstream failed", "server_error", "sim");
-    close(behaviour, format!("data: {error}"))
+/// Bytes of padding in the event `seq` of a stream.
+pub(super) fn size(behaviour: &Behaviour, seq: u32) -> usize {
+    let huge = behaviour.fault_after.min(behaviour.count).max(1);
+    if behaviour.fault == Fault::Huge && seq == huge { behaviour.size_huge } else { behaviour.size }
 }
 
-/// An error body in OpenAI's shape.
-pub(super) fn error_body(message: &str, kind: &str, code: &str) -> String {
-    json!({"error": {"message": message, "type": kind, "param": null, "code": code}}).to_string()
+/// All that is told, as far as it fits, and in how many events.
+pub(super) fn told(behaviour: &Behaviour) -> (String, u32) {
+    let mut content = String::new();
+    let mut seq = 0;
+    while seq < behaviour.count && content.len() < TEXT_MAX {
+        seq += 1;
+        token(&mut content, seq, size(behaviour, seq));
+    }
+    (content, seq)
 }
 
 /// Appends the content of event `seq`: a word, a space, padding.
@@ -194,6 +269,16 @@ fn usage(completion_tokens: u32) -> String {
     )
 }
 
+/// An event with a name.
+pub(super) fn named(behaviour: &Behaviour, name: &str, data: &str) -> Bytes {
+    close(behaviour, format!("event: {name}{}data: {data}", line_end(behaviour)))
+}
+
+/// The line end of `behaviour` as text.
+pub(super) fn line_end(behaviour: &Behaviour) -> &'static str {
+    std::str::from_utf8(behaviour.framing.line_end.bytes()).expect("line ends are ASCII")
+}
+
 /// Ends the data line and its event.
 fn close(behaviour: &Behaviour, text: String) -> Bytes {
     let line_end = behaviour.framing.line_end.bytes();
@@ -203,7 +288,7 @@ fn close(behaviour: &Behaviour, text: String) -> Bytes {
     Bytes::from(bytes)
 }
 
-fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
+pub(super) fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
     text.write_fmt(what).expect("writing to a String cannot fail");
 }
 
@@ -262,13 +347,13 @@ mod tests {
     #[test]
     fn usage_and_completion_are_valid() {
         let (behaviour, voice) = voice(Kind::Chat, true);
-        let usage = json(&voice.usage(&behaviour));
+        let usage = json(&voice.closing(&behaviour).unwrap());
         assert_eq!(usage["choices"], json!([]));
         assert_eq!(usage["usage"]["total_tokens"], 15);
         let whole: Value = serde_json::from_slice(&voice.completion(&behaviour)).unwrap();
         assert_eq!(whole["choices"][0]["message"]["content"], "The tide comes ");
         assert_eq!(whole["usage"], usage["usage"]);
-        assert_eq!(json(&error_event(&behaviour))["error"]["code"], "sim");
+        assert_eq!(json(&voice.error(&behaviour, 1))["error"]["code"], "sim");
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub(super) struct Script {
     content: Content,
     at: At,
     sent: u32,
+    opened: bool,
     goaway: bool,
 }
 
@@ -63,11 +64,13 @@ enum Content {
 /// Where a script stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
+    /// Before what some APIs send ahead of the content.
+    Opening,
     /// Among the events with content, or before the one piece of a fixed body.
     Events,
-    /// Before the usage chunk.
-    Usage,
-    /// Before `[DONE]`.
+    /// Before what comes between content and mark, such as the usage chunk.
+    Closing,
+    /// Before the terminal mark.
     Done,
     /// Nothing but the end is left.
     Over,
@@ -83,17 +86,38 @@ impl Script {
     }
 
     fn new(behaviour: Behaviour, content: Content) -> Self {
-        Self { behaviour, content, at: At::Events, sent: 0, goaway: false }
+        let at = match content {
+            Content::Stream(_) => At::Opening,
+            Content::Fixed(_) => At::Events,
+        };
+        let mut script = Self { behaviour, content, at, sent: 0, opened: false, goaway: false };
+        script.skip_opening();
+        script
+    }
+
+    /// An API without an opening has none, nor has a stream that begins with its fault.
+    fn skip_opening(&mut self) {
+        let Content::Stream(voice) = &self.content else { return };
+        let fault = self.behaviour.fault;
+        let struck = fault.is_mid_stream() && self.after() == 0;
+        let none = struck || matches!(fault, Fault::Empty | Fault::ErrorFirst);
+        if none || voice.opening(&self.behaviour).is_none() {
+            self.at = At::Events;
+        }
     }
 
     /// How long to wait before the next step.
     pub(super) fn wait(&self) -> Duration {
         let Behaviour { first_event, interval, count, fault, .. } = self.behaviour;
+        if self.at == At::Opening {
+            return first_event;
+        }
         if self.at != At::Events || self.goaway_is_next() {
             return Duration::ZERO;
         }
         match self.content {
             Content::Fixed(_) => Duration::ZERO,
+            Content::Stream(_) if self.sent == 0 && self.opened => Duration::ZERO,
             Content::Stream(_) if self.sent == 0 => first_event,
             // A mid-stream fault strikes when the next event would be due.
             Content::Stream(_) if self.sent < count || fault.is_mid_stream() => interval,
@@ -103,7 +127,8 @@ impl Script {
 
     /// Moves on by one step. After [`Step::End`] it only repeats it.
     pub(super) fn step(&mut self) -> Step {
-        let first = self.at == At::Events && self.sent == 0;
+        let first =
+            self.at == At::Opening || (self.at == At::Events && self.sent == 0 && !self.opened);
         let step = match &self.content {
             Content::Fixed(body) => {
                 let body = body.clone();
@@ -174,32 +199,37 @@ impl Script {
         let Content::Stream(voice) = &self.content else { return Step::End(End::Clean) };
         let behaviour = &self.behaviour;
         let fault = behaviour.fault;
+        if self.at == At::Opening {
+            (self.at, self.opened) = (At::Events, true);
+            if let Some(opening) = voice.opening(behaviour) {
+                return Step::Data(opening);
+            }
+        }
         if self.at == At::Events {
             let struck = fault.is_mid_stream() && self.sent == self.after();
             if fault == Fault::Empty || (struck && fault != Fault::ErrorMiddle) {
                 self.at = At::Over;
             } else if struck || fault == Fault::ErrorFirst {
                 self.at = At::Over;
-                return Step::Data(payload::error_event(behaviour));
+                return Step::Data(voice.error(behaviour, self.sent));
             } else if self.sent < behaviour.count {
                 self.sent += 1;
-                let huge = fault == Fault::Huge && self.sent == self.after().max(1);
-                let size = if huge { behaviour.size_huge } else { behaviour.size };
+                let size = payload::size(behaviour, self.sent);
                 return Step::Data(voice.event(behaviour, self.sent, size));
             } else {
-                self.at = At::Usage;
+                self.at = At::Closing;
             }
         }
-        if self.at == At::Usage {
+        if self.at == At::Closing {
             self.at = At::Done;
-            if voice.include_usage {
-                return Step::Data(voice.usage(behaviour));
+            if let Some(closing) = voice.closing(behaviour) {
+                return Step::Data(closing);
             }
         }
         if self.at == At::Done {
             self.at = At::Over;
             if fault != Fault::NoDone {
-                return Step::Data(payload::done(behaviour));
+                return Step::Data(voice.done(behaviour));
             }
         }
         Step::End(end(fault))

@@ -28,8 +28,17 @@ async fn streams_are_the_expected_bytes_on_both_protocols() {
             assert_eq!(reply.ended, Ended2::Clean(None));
         }
     }
+    // What comes ahead of the content, after it, and the terminal event: a chunk each.
+    for (path, kind) in [("/v1/responses", Kind::Response), ("/v1/messages", Kind::Message)] {
+        let body = json!({"model": "m", "stream": true, "max_tokens": 5}).to_string();
+        let expected = expected_body(&behaviour, kind, 7, "m", false);
+        let reply = h1.ask(&post(path, &[], &body)).await;
+        assert_eq!((&reply.body, reply.chunks.len()), (&expected, 33), "{path}");
+        let reply = ask2(&h2, post2(path, &[]), &body).await;
+        assert_eq!(reply.body, expected);
+    }
     let counts = sim.counts();
-    assert_eq!((counts.connections, counts.requests), (2, 8), "connections were used again");
+    assert_eq!((counts.connections, counts.requests), (2, 12), "connections were used again");
 }
 
 #[tokio::test]
