@@ -718,6 +718,15 @@ effects! {
         let idle = "tidegate_upstream_connections{upstream=\"sim\",state=\"idle\"}";
         stage.until("one is kept", |m| m.get(idle) == 1.0).await;
         stage.sim.wait_for(|c| c.connections_live == 1, stage::PATIENCE).await.expect("others closed");
+        // With 0 not even one that somebody waits for carries a second request.
+        for (kept, dialled) in [(1, 1), (0, 3)] {
+            let lines = format!("pool_idle_max = {kept}\nmax_streams = 1");
+            let setup = Setup { server: "workers = 1".into(), ..with_upstream(&lines) };
+            let stage = Stage::start(setup).await;
+            let ask = async || stage.client(Http::H1).await.ask("GET", "/v1/x", &[], "").await.status;
+            assert_eq!(tokio::join!(ask(), ask(), ask()), (200, 200, 200));
+            assert_eq!(stage.sim.counts().connections, dialled, "pool_idle_max = {kept}");
+        }
     }
     "route.path" path {
         let sim = sim().await;

@@ -60,7 +60,7 @@ impl SoloLease {
         let Some(transport) = self.transport.take() else { return };
         let pool = self.pool.clone();
         drop(self);
-        pool.put_idle(transport);
+        pool.give_back(transport);
     }
 
     /// The exchange is over, and the connection with it: close it with FIN.

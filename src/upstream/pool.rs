@@ -209,7 +209,16 @@ impl Pool {
         }
     }
 
-    pub(super) fn put_idle(self: &Rc<Pool>, transport: Transport) {
+    /// Takes back a connection that can carry another exchange; with an `idle_max` of 0 none does.
+    pub(super) fn give_back(self: &Rc<Pool>, transport: Transport) {
+        if self.idle_max > 0 {
+            return self.put_idle(transport);
+        }
+        drop(transport);
+        self.offer();
+    }
+
+    fn put_idle(self: &Rc<Pool>, transport: Transport) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.idle_max.max(1) || !self.waiters.borrow().is_empty() {
             idle.push((transport, self.clock.now()));
