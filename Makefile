@@ -6,7 +6,7 @@ CARGO ?= cargo
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects \
 	--test overload --test reload --test admission
 
-.PHONY: help run test check build many overload clients load load-wrk load-oha peers compare price flood bench clean
+.PHONY: help run test check build many overload clients real-upstream load load-wrk load-oha peers compare price flood bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -33,8 +33,11 @@ many: ## 9,000 streams at once through one process, HTTPS and HTTP/2 upstream (r
 overload: ## stalled readers and large bodies within a memory control group, with limits.memory and without (root, release build)
 	$(CARGO) test --release --test oom -- --ignored --nocapture
 
-clients: ## real clients (openai for Python and Node, curl) against `tidegate demo`
+clients: ## real clients (SDKs for Python and Node, a browser's EventSource, curl) against `tidegate demo`
 	tests/clients/run
+
+real-upstream: ## llama.cpp's own server with a tiny random model behind the gateway: streams, cancels, a crowd
+	tests/real/run
 
 load: ## 10,000 streams through the gateway, measured (as many as the open-file limit allows)
 	load/demo
