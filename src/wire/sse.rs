@@ -95,7 +95,7 @@ enum Line {
     Event(u8),
     /// After `event:`, before the optional space.
     EventGap,
-    /// In an event name; `alive` is the set of [`NAMES`] whose first `pos` bytes have matched.
+    /// In an event name; `alive` is the set of [`marks::NAMES`] whose first `pos` bytes have matched.
     EventName { alive: u8, pos: u8 },
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The cases of tests/clients with curl, as python/check.py has them, and two of its own: a HEAD, and
+# The cases of tests/clients with curl, as python/openai_chat.py has them, and two of its own: a HEAD, and
 # the line that `tidegate demo` prints.
 #
 #     check.sh GATEWAY_URL ADMIN_URL 1.0|1.1|2 FOLDER [LINE]

@@ -1,55 +1,27 @@
-// The cases of tests/clients with the openai package for Node, as python/check.py has them.
-//
-//     node check.mjs GATEWAY_URL ADMIN_URL FOLDER   (FOLDER holds node_modules)
-//
-// Prints one line per case: name, ok or FAILED, detail, separated by tabs.
+// The cases of tests/clients with the openai package for Node, as python/openai_chat.py has them.
 
 import assert from 'node:assert/strict';
-import { createRequire } from 'node:module';
-import { setTimeout as pause } from 'node:timers/promises';
+import {
+  SLOW, WORDS, ended, gateway, load, metric, run, until, withHeartbeats,
+} from './gateway.mjs';
 
-const [gateway, admin, folder] = process.argv.slice(2);
-const { OpenAI } = createRequire(`${folder}/`)('openai');
-
-const CASE_MS = 30_000;
-const WORDS = ['The ', 'tide ', 'comes ', 'in ', 'without '];
+const { OpenAI } = load('openai');
 const ASK = { model: 'tide-1', messages: [{ role: 'user', content: 'hello' }] };
-const SLOW = { 'sim-interval': '600ms', 'sim-count': '5' };
 const client = new OpenAI({ apiKey: 'any', baseURL: `${gateway}/v1`, timeout: 20_000 });
-
-/** The sum of all series that begin with `series`. */
-async function metric(series) {
-  const answer = await fetch(`${admin}/metrics`, { signal: AbortSignal.timeout(5000) });
-  const lines = (await answer.text()).split('\n').filter((line) => line.startsWith(series));
-  assert.ok(lines.length > 0, `no series ${series} in /metrics`);
-  return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0);
-}
-
-const ended = (reason) =>
-  metric(`tidegate_streams_ended_total{upstream="simulated",reason="${reason}"`);
-
-async function until(what, holds, ms = 1000) {
-  const deadline = Date.now() + ms;
-  while (!(await holds())) {
-    assert.ok(Date.now() < deadline, `not within ${ms} ms: ${what}`);
-    await pause(20);
-  }
-}
 
 const chat = (headers) => client.chat.completions.create({ ...ASK, stream: true }, { headers });
 
 const cases = {
   async stream() {
-    const before = await metric('tidegate_heartbeats_total');
     const chunks = [];
-    for await (const chunk of await chat(SLOW)) chunks.push(chunk);
+    const beats = await withHeartbeats(async () => {
+      for await (const chunk of await chat(SLOW)) chunks.push(chunk);
+    });
     assert.deepEqual(chunks.map((chunk) => chunk.sim.seq), [1, 2, 3, 4, 5]);
     assert.deepEqual(chunks.map((chunk) => chunk.choices[0].delta.content), WORDS);
     const finish = chunks.map((chunk) => chunk.choices[0].finish_reason);
     assert.deepEqual(finish, [null, null, null, null, 'stop']);
-    const beats = (await metric('tidegate_heartbeats_total')) - before;
-    assert.ok(beats >= 4, `only ${beats} heartbeats in 4 gaps`);
-    return `${beats} heartbeats`;
+    return beats;
   },
 
   async failure() {
@@ -131,20 +103,4 @@ const cases = {
   },
 };
 
-const overdue = async () => {
-  await pause(CASE_MS, undefined, { ref: false });
-  throw new Error(`not done within ${CASE_MS} ms`);
-};
-
-let failed = false;
-for (const [name, run] of Object.entries(cases)) {
-  let line;
-  try {
-    line = ['ok', (await Promise.race([run(), overdue()])) ?? ''];
-  } catch (error) {
-    failed = true;
-    line = ['FAILED', String(error).replace(/\s+/g, ' ')];
-  }
-  console.log([name, ...line].join('\t'));
-}
-process.exit(failed ? 1 : 0);
+await run(cases);

@@ -1,26 +1,17 @@
-"""The cases of tests/clients with the openai package for Python.
+"""The cases of tests/clients with the openai package for Python: chat completions and what is beside.
 
-    check.py GATEWAY_URL ADMIN_URL sync|async|http2
+    openai_chat.py GATEWAY_URL ADMIN_URL sync|async|http2
 
-Prints one line per case: name, ok or FAILED, detail, separated by tabs. The cases are written once
-for the three modes: what a call gives is awaited if it can be.
+The cases are written once for the three modes: what a call gives is awaited if it can be.
 """
-
-import asyncio
-import inspect
-import re
-import signal
-import sys
-import time
-import urllib.request
 
 import openai
 
-GATEWAY, ADMIN, MODE = sys.argv[1:4]
-CASE_SECONDS = 30
-WORDS = ["The ", "tide ", "comes ", "in ", "without "]
-ASK = {"model": "tide-1", "messages": [{"role": "user", "content": "hello"}]}
-SLOW = {"sim-interval": "600ms", "sim-count": "5"}
+from gateway import (
+    GATEWAY, MODE, PROMPT, SLOW, WORDS, Heartbeats, each, ended, metric, run, same, until, value,
+)
+
+ASK = {"model": "tide-1", "messages": PROMPT}
 
 
 def make_client():
@@ -33,56 +24,17 @@ def make_client():
     return openai.OpenAI(**options)
 
 
-async def value(given):
-    return await given if inspect.isawaitable(given) else given
-
-
-async def each(stream):
-    if hasattr(stream, "__aiter__"):
-        async for item in stream:
-            yield item
-    else:
-        for item in stream:
-            yield item
-
-
-def metric(series):
-    """The value of one series, its labels as far as `series` gives them."""
-    with urllib.request.urlopen(f"{ADMIN}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    found = re.findall(rf"^{re.escape(series)}\S* (\S+)$", text, re.MULTILINE)
-    assert found, f"no series {series} in /metrics"
-    return sum(float(number) for number in found)
-
-
-def ended(reason):
-    return metric(f'tidegate_streams_ended_total{{upstream="simulated",reason="{reason}"')
-
-
-async def until(what, holds, seconds=1.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.02)
-
-
-def same(got, wanted):
-    assert got == wanted, f"{got!r} instead of {wanted!r}"
-
-
 async def stream(client):
-    beats = metric("tidegate_heartbeats_total")
     chunks = []
-    async for chunk in each(await value(
-        client.chat.completions.create(**ASK, stream=True, extra_headers=SLOW)
-    )):
-        chunks.append(chunk)
+    with Heartbeats() as beats:
+        async for chunk in each(await value(
+            client.chat.completions.create(**ASK, stream=True, extra_headers=SLOW)
+        )):
+            chunks.append(chunk)
     same([chunk.model_extra["sim"]["seq"] for chunk in chunks], [1, 2, 3, 4, 5])
     same([chunk.choices[0].delta.content for chunk in chunks], WORDS)
     same([chunk.choices[0].finish_reason for chunk in chunks], [None] * 4 + ["stop"])
-    beats = metric("tidegate_heartbeats_total") - beats
-    assert beats >= 4, f"only {beats} heartbeats in 4 gaps"
-    return f"{beats:.0f} heartbeats"
+    return str(beats)
 
 
 async def failure(client):
@@ -169,27 +121,5 @@ async def embeddings(client):
 
 CASES = [stream, failure, cancel, plain, models, status, completions, embeddings]
 
-
-def out_of_time(*_):
-    raise TimeoutError(f"not done within {CASE_SECONDS} s")
-
-
-async def main():
-    failed = False
-    signal.signal(signal.SIGALRM, out_of_time)
-    client = make_client()
-    for case in CASES:
-        signal.alarm(CASE_SECONDS)
-        try:
-            result, detail = "ok", await case(client) or ""
-        except Exception as error:
-            failed = True
-            result, detail = "FAILED", " ".join(f"{type(error).__name__}: {error}".split())
-        finally:
-            signal.alarm(0)
-        print(case.__name__, result, detail, sep="\t", flush=True)
-    await value(client.close())
-    return int(failed)
-
-
-sys.exit(asyncio.run(main()))
+client = make_client()
+run(CASES, client, client.close)
