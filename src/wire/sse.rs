@@ -30,13 +30,15 @@ pub fn family_of(path: &str, configured: Family) -> Family {
     if configured != Family::Auto {
         return configured;
     }
-    let mut segments = path.rsplit('/');
-    match (segments.next(), segments.next()) {
-        (_, None) => Family::Plain,
-        (Some("completions"), _) => Family::OpenAi,
-        (Some("responses"), _) | (_, Some("responses")) => Family::Responses,
-        (Some("messages"), _) => Family::Anthropic,
-        _ => Family::Plain,
+    let resumed = || path.rsplit_once('/').is_some_and(|(of, _)| of.ends_with("/responses"));
+    if path.ends_with("/completions") {
+        Family::OpenAi
+    } else if path.ends_with("/messages") {
+        Family::Anthropic
+    } else if path.ends_with("/responses") || resumed() {
+        Family::Responses
+    } else {
+        Family::Plain
     }
 }
 

@@ -77,11 +77,14 @@ pub(super) enum Object {
 }
 
 impl Object {
-    /// After the next byte of the data.
+    /// After the next byte of the data. Inlined, since every event of every stream comes by.
+    #[inline]
     pub(super) fn next(self, byte: u8, family: Family) -> Object {
-        match (self, byte) {
-            (same, _) if same.is_final() => same,
-            (Object::Key(n), _) => match match_key(ERROR_KEY, n, byte) {
+        let white = matches!(byte, b' ' | b'\t');
+        match self {
+            Object::Brace if byte == b'{' => Object::Quote,
+            Object::Quote if byte == b'"' => Object::Key(0),
+            Object::Key(n) => match match_key(ERROR_KEY, n, byte) {
                 Some(n) if usize::from(n) == ERROR_KEY.len() => Object::Colon,
                 Some(n) => Object::Key(n),
                 None if n == 0 && byte == TYPE_KEY[0] && family == Family::Responses => {
@@ -89,31 +92,30 @@ impl Object {
                 }
                 None => Object::Ruled,
             },
-            (Object::TypeKey(n), _) => match match_key(TYPE_KEY, n, byte) {
+            Object::TypeKey(n) => match match_key(TYPE_KEY, n, byte) {
                 Some(n) if usize::from(n) == TYPE_KEY.len() => Object::TypeColon,
                 Some(n) => Object::TypeKey(n),
                 None => Object::Ruled,
             },
-            (Object::TypeName { alive, pos }, b'"') => {
+            Object::TypeName { alive, pos } if byte == b'"' => {
                 whole(alive, pos).map_or(Object::Ruled, Object::Named)
             }
-            (Object::TypeName { alive, pos }, _) => match matching(alive, pos, byte) {
+            Object::TypeName { alive, pos } => match matching(alive, pos, byte) {
                 0 => Object::Ruled,
                 alive => Object::TypeName { alive, pos: pos + 1 },
             },
-            (same, b' ' | b'\t') => same,
-            (Object::Brace, b'{') => Object::Quote,
-            (Object::Quote, b'"') => Object::Key(0),
-            (Object::Colon, b':') => Object::Value,
-            (Object::TypeColon, b':') => Object::TypeQuote,
-            (Object::TypeQuote, b'"') => Object::TypeName { alive: names(family), pos: 0 },
-            (Object::Value, b'n') => Object::Ruled,
-            (Object::Value, _) => Object::Error,
+            Object::Ruled | Object::Error | Object::Named(_) => self,
+            _ if white => self,
+            Object::Colon if byte == b':' => Object::Value,
+            Object::TypeColon if byte == b':' => Object::TypeQuote,
+            Object::TypeQuote if byte == b'"' => Object::TypeName { alive: names(family), pos: 0 },
+            Object::Value if byte != b'n' => Object::Error,
             _ => Object::Ruled,
         }
     }
 
     /// The rest of the data cannot change it.
+    #[inline]
     pub(super) fn is_final(self) -> bool {
         matches!(self, Object::Ruled | Object::Error | Object::Named(_))
     }
@@ -124,6 +126,7 @@ impl Object {
     }
 
     /// Which of [`NAMES`] the data has for its type.
+    #[inline]
     pub(super) fn name(self) -> Option<u8> {
         if let Object::Named(name) = self { Some(name) } else { None }
     }
