@@ -152,10 +152,18 @@ pub enum Kind {
     Dns,
     /// No address of the upstream took the connection.
     Connect,
-    /// Connecting took longer than the upstream's `connect`.
+    /// The upstream's name was not resolved within its `connect`.
+    DnsTimeout,
+    /// No address of the upstream took the connection within its `connect`.
     ConnectTimeout,
+    /// The TLS handshake did not end within the upstream's `connect`.
+    TlsTimeout,
     /// TLS with the upstream failed: certificate, name or protocol.
     Tls,
+    /// The breakers of all the upstream's endpoints are open.
+    BreakerOpen,
+    /// The upstream refused the stream before it did anything (HTTP/2 REFUSED_STREAM, GOAWAY).
+    Refused,
     /// The upstream broke the connection before its response head.
     UpstreamGone,
     /// The upstream sent bytes that are no HTTP.
@@ -212,11 +220,17 @@ impl Kind {
             Kind::HeadTooLarge => 431,
             Kind::Upgrade => 501,
             Kind::Internal => 500,
-            Kind::Limited(_) | Kind::Draining => 503,
-            Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout | Kind::Total => 504,
+            Kind::Limited(_) | Kind::Draining | Kind::BreakerOpen => 503,
+            Kind::FirstByte
+            | Kind::Idle
+            | Kind::DnsTimeout
+            | Kind::ConnectTimeout
+            | Kind::TlsTimeout
+            | Kind::Total => 504,
             Kind::Dns
             | Kind::Connect
             | Kind::Tls
+            | Kind::Refused
             | Kind::UpstreamGone
             | Kind::UpstreamProtocol
             | Kind::EventTooLong
@@ -245,8 +259,12 @@ impl Kind {
             Kind::Internal => "internal",
             Kind::Dns => "upstream_dns",
             Kind::Connect => "upstream_connect",
+            Kind::DnsTimeout => "upstream_dns_timeout",
             Kind::ConnectTimeout => "upstream_connect_timeout",
+            Kind::TlsTimeout => "upstream_tls_timeout",
             Kind::Tls => "upstream_tls",
+            Kind::BreakerOpen => "upstream_unavailable",
+            Kind::Refused => "upstream_refused",
             Kind::UpstreamGone => "upstream_gone",
             Kind::UpstreamProtocol => "upstream_protocol",
             Kind::FirstByte => "upstream_first_byte_timeout",
@@ -280,8 +298,12 @@ impl Kind {
             | Kind::EventTooLong => FailureSide::Gateway,
             Kind::Dns
             | Kind::Connect
+            | Kind::DnsTimeout
             | Kind::ConnectTimeout
+            | Kind::TlsTimeout
             | Kind::Tls
+            | Kind::BreakerOpen
+            | Kind::Refused
             | Kind::UpstreamGone
             | Kind::UpstreamProtocol
             | Kind::FirstByte
@@ -295,6 +317,16 @@ impl Kind {
 
     /// Whether the upstream certainly never saw the request, so that another attempt is safe.
     pub fn never_sent(self) -> bool {
-        matches!(self, Kind::Dns | Kind::Connect | Kind::ConnectTimeout | Kind::Tls)
+        matches!(
+            self,
+            Kind::Dns
+                | Kind::Connect
+                | Kind::DnsTimeout
+                | Kind::ConnectTimeout
+                | Kind::TlsTimeout
+                | Kind::Tls
+                | Kind::BreakerOpen
+                | Kind::Refused
+        )
     }
 }

@@ -180,3 +180,12 @@ const _: () = {
     assert!(BATCH_SHARE >= 2, "`interactive` is served first");
     assert!(CUT_LINGER.as_millis() > TICK.as_millis());
 };
+
+/// How long an upstream's key rests that has had its share, when the upstream does not say.
+pub const KEY_REST: Duration = Duration::from_secs(10);
+/// The longest that it rests, whatever the upstream says.
+pub const KEY_REST_MAX: Duration = Duration::from_secs(600);
+/// How often files with keys are looked at, at most.
+pub const KEY_LOOK: Duration = Duration::from_secs(5);
+/// Connections that the health check of one endpoint may have open; one is used.
+pub const HEALTH_FILES: usize = 4;

@@ -11,7 +11,7 @@ use stage::program::Program;
 use stage::{Answer, Client, End, Gateway, Http, Metrics, Setup, Stage, scrape};
 use tidegate::config::{self, NoticeKind};
 use tidegate::gateway::auth::{self, NewKey};
-use tidegate::sim::{self, Sim};
+use tidegate::sim::{self, Behaviour, Sim};
 
 /// One row per key: the key, and the test that sees its effect.
 macro_rules! effects {
@@ -617,6 +617,15 @@ effects! {
         let told = [("x-stainless-read-timeout", "0.3")];
         assert_eq!(second_beside_with(setup, &told, "deadline").await.status, 503);
     }
+    "route.repeatable" repeatable {
+        for (repeatable, asked) in [("false", 1), ("true", 2)] {
+            let setup = Setup { route: format!("repeatable = {repeatable}"), ..Setup::default() };
+            let stage = Stage::start(setup).await;
+            let fields = [("sim-fault", "reset-head"), ("sim-fault-times", "1"), ("sim-stream", "1")];
+            stage.client(Http::H1).await.stream(&fields).await;
+            assert_eq!(stage.sim.counts().requests, asked, "{repeatable}");
+        }
+    }
     "route.body_buffer" body_buffer {
         // The model stands behind what is read ahead without the key.
         let body = format!("{{\"messages\":[\"{}\"],\"model\":\"small\"}}", "x".repeat(200_000));
@@ -650,6 +659,199 @@ effects! {
             assert_eq!(status(&Gateway::start(&text, None).await, "/v1/x").await, 200);
             assert_eq!((to.counts().requests, other.counts().requests), (1, 0));
         }
+    }
+    "upstream.weights" weights {
+        let (one, two) = (sim().await, sim().await);
+        for (weights, most) in [("[1, 1000000]", [0, 20]), ("[1000000, 1]", [20, 0])] {
+            one.reset();
+            two.reset();
+            let gateway = before(&[&one, &two], &format!("balance = \"weighted\"\nweights = {weights}")).await;
+            for _ in 0..20 {
+                assert_eq!(status(&gateway, "/v1/x").await, 200);
+            }
+            assert_eq!([one.counts().requests, two.counts().requests], most, "{weights}");
+        }
+    }
+    "upstream.balance" balance {
+        for (balance, both) in [("ordered", false), ("weighted", true), ("least", true), ("fastest", true)] {
+            let (one, two) = (sim().await, sim().await);
+            let gateway = before(&[&one, &two], &format!("balance = \"{balance}\"")).await;
+            // The odds that a fair lot names one only are one in 2^39.
+            for _ in 0..40 {
+                assert_eq!(status(&gateway, "/v1/x").await, 200);
+            }
+            assert_eq!(two.counts().requests > 0, both, "{balance}");
+        }
+    }
+    "upstream.sticky" sticky {
+        let (one, two) = (sim().await, sim().await);
+        let gateway = before(&[&one, &two], "balance = \"weighted\"\nsticky = \"header:x-who\"").await;
+        let mut both = BTreeSet::new();
+        for who in 0..20 {
+            one.reset();
+            two.reset();
+            let who = who.to_string();
+            for _ in 0..3 {
+                let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
+                client.ask("GET", "/v1/x", &[("x-who", &who)], "").await;
+            }
+            let counts = [one.counts().requests, two.counts().requests];
+            assert!(counts == [3, 0] || counts == [0, 3], "{who}: {counts:?}");
+            both.insert(counts);
+        }
+        assert_eq!(both.len(), 2);
+    }
+    "upstream.retry.attempts" retry_attempts {
+        for (attempts, asked) in [(1, 1), (4, 4)] {
+            assert_eq!(asked_for_500(&format!("attempts = {attempts}, backoff = \"1ms\"")).await, asked);
+        }
+    }
+    "upstream.retry.statuses" retry_statuses {
+        for (statuses, asked) in [("[]", 1), ("[503]", 1), ("[500]", 2)] {
+            assert_eq!(asked_for_500(&format!("statuses = {statuses}")).await, asked, "{statuses}");
+        }
+    }
+    "upstream.retry.first_event" retry_first_event {
+        for (first_event, asked) in [("false", 1), ("true", 2)] {
+            let stage = Stage::start(with_upstream(format!("retry = {{ first_event = {first_event} }}"))).await;
+            stage.client(Http::H1).await.stream(&[("sim-fault", "error-first")]).await;
+            assert_eq!(stage.sim.counts().requests, asked, "{first_event}");
+        }
+    }
+    "upstream.retry.budget" retry_budget {
+        for (budget, asked) in [("0%", 30), ("100%", 40)] {
+            let rule = format!("retry = {{ budget = \"{budget}\", backoff = \"1ms\" }}");
+            let stage = Stage::start(with_upstream(&rule)).await;
+            let mut client = stage.client(Http::H1).await;
+            for _ in 0..20 {
+                client.ask("GET", "/v1/x", &[("sim-status", "500")], "").await;
+            }
+            assert_eq!(stage.sim.counts().requests, asked, "{budget}");
+        }
+    }
+    "upstream.retry.backoff" retry_backoff {
+        // Nine pauses of up to a second each, drawn by lot: less than 0.1 s in all once in 10^14 runs.
+        let rule = "retry = { attempts = 10, budget = \"100%\", backoff = \"1s\", backoff_max = \"1s\" }";
+        let stage = Stage::start(with_upstream(rule)).await;
+        let asked = Instant::now();
+        stage.client(Http::H1).await.ask("GET", "/v1/x", &[("sim-status", "500")], "").await;
+        assert_eq!(stage.sim.counts().requests, 10);
+        assert!(asked.elapsed() > Duration::from_millis(100), "{:?}", asked.elapsed());
+    }
+    "upstream.retry.backoff_max" retry_backoff_max {
+        for (max, asked) in [("500ms", 1), ("2s", 2)] {
+            let rule = format!("retry = {{ backoff_max = \"{max}\" }}");
+            let stage = Stage::start(with_upstream(&rule)).await;
+            let fields = [("sim-status", "503"), ("sim-retry-after", "1")];
+            stage.client(Http::H1).await.ask("GET", "/v1/x", &fields, "").await;
+            assert_eq!(stage.sim.counts().requests, asked, "{max}");
+        }
+    }
+    "upstream.breaker.window" breaker_window {
+        // The first failures have left a short window when the others come.
+        for (window, opens) in [("1h", true), ("200ms", false)] {
+            let rule = format!("window = \"{window}\", requests = 6, consecutive = 100");
+            let stage = Stage::start(with_breaker(&rule)).await;
+            fail(&stage, 3).await;
+            let seen = Instant::now();
+            stage.until("a while", |_| seen.elapsed() > Duration::from_millis(300)).await;
+            fail(&stage, 3).await;
+            assert_eq!(is_open(&stage).await, opens, "{window}");
+        }
+    }
+    "upstream.breaker.requests" breaker_requests {
+        for (requests, opens) in [(3, true), (4, false)] {
+            let stage = Stage::start(with_breaker(&format!("requests = {requests}, consecutive = 100"))).await;
+            fail(&stage, 3).await;
+            assert_eq!(is_open(&stage).await, opens, "{requests}");
+        }
+    }
+    "upstream.breaker.share" breaker_share {
+        for (share, opens) in [("50%", true), ("51%", false)] {
+            let rule = format!("requests = 4, share = \"{share}\", consecutive = 100");
+            let stage = Stage::start(with_breaker(&rule)).await;
+            assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+            assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+            fail(&stage, 2).await;
+            assert_eq!(is_open(&stage).await, opens, "{share}");
+        }
+    }
+    "upstream.breaker.consecutive" breaker_consecutive {
+        for (consecutive, opens) in [(3, true), (4, false)] {
+            let stage = Stage::start(with_breaker(&format!("consecutive = {consecutive}"))).await;
+            fail(&stage, 3).await;
+            assert_eq!(is_open(&stage).await, opens, "{consecutive}");
+        }
+    }
+    "upstream.breaker.slow" breaker_slow {
+        for (slow, opens) in [("1ms", true), ("off", false)] {
+            let stage = Stage::start(with_breaker(&format!("consecutive = 1, slow = \"{slow}\""))).await;
+            let fields = [("sim-first-byte", "50ms")];
+            assert_eq!(stage.client(Http::H1).await.ask("GET", "/v1/x", &fields, "").await.status, 200);
+            assert_eq!(is_open(&stage).await, opens, "{slow}");
+        }
+    }
+    "upstream.breaker.open" breaker_open {
+        let stage = Stage::start(with_breaker("consecutive = 1, open = \"200ms\"")).await;
+        fail(&stage, 1).await;
+        let half = "tidegate_breaker_state{upstream=\"sim\",state=\"half_open\"}";
+        stage.until("half-open", |m| m.get(half) == 1.0).await;
+    }
+    "upstream.breaker.probes" breaker_probes {
+        for (probes, opens) in [(1, false), (2, true)] {
+            let rule = format!("consecutive = 1, open = \"1ms\", probes = {probes}");
+            let stage = Stage::start(with_breaker(&rule)).await;
+            fail(&stage, 1).await;
+            let half = "tidegate_breaker_state{upstream=\"sim\",state=\"half_open\"}";
+            stage.until("half-open", |m| m.get(half) == 1.0).await;
+            assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+            let closed = "tidegate_breaker_state{upstream=\"sim\",state=\"closed\"}";
+            assert_eq!(stage.metrics().await.get(closed) == 0.0, opens, "{probes}");
+        }
+    }
+    "upstream.health.path" health_path {
+        let stage = Stage::start(with_health("path = \"/v1/up?x=1\", interval = \"10ms\"")).await;
+        stage.sim.wait_for(|c| c.completed > 0, stage::PATIENCE).await.expect("a check");
+        let seen = &stage.sim.requests()[0];
+        assert_eq!((&*seen.method, &*seen.path_and_query), ("GET", "/v1/up?x=1"));
+    }
+    "upstream.health.interval" health_interval {
+        let stage = Stage::start(with_health("interval = \"10ms\"")).await;
+        stage.sim.wait_for(|c| c.requests > 5, stage::PATIENCE).await.expect("checks");
+        let stage = Stage::start(with_health("interval = \"1h\"")).await;
+        stage.sim.wait_for(|c| c.requests > 0, stage::PATIENCE).await.expect("the first");
+        assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+        assert_eq!(stage.sim.counts().requests, 2);
+    }
+    "upstream.health.timeout" health_timeout {
+        let slow = Behaviour { first_byte: Duration::from_millis(300), ..Behaviour::default() };
+        for (timeout, first) in [("10ms", false), ("5s", true)] {
+            let (one, two) = (sim_of(slow.clone()).await, sim().await);
+            let lines = format!("health = {{ interval = \"10ms\", changes = 1, timeout = \"{timeout}\" }}");
+            assert_eq!(the_first_answers(&one, &two, &lines).await, first, "{timeout}");
+        }
+    }
+    "upstream.health.status" health_status {
+        for (wanted, first) in [(200, false), (404, true)] {
+            let (one, two) = (sim_of(Behaviour { status: Some(404), ..Behaviour::default() }).await, sim().await);
+            let lines = format!("health = {{ path = \"/v1/x\", interval = \"10ms\", changes = 1, status = {wanted} }}");
+            assert_eq!(the_first_answers(&one, &two, &lines).await, first, "{wanted}");
+        }
+    }
+    "upstream.health.changes" health_changes {
+        for (changes, first) in [(1, false), (100, true)] {
+            let (one, two) = (sim_of(Behaviour { status: Some(404), ..Behaviour::default() }).await, sim().await);
+            let lines = format!("health = {{ interval = \"1h\", changes = {changes} }}");
+            assert_eq!(the_first_answers(&one, &two, &lines).await, first, "{changes}");
+        }
+    }
+    "upstream.resolve" resolve {
+        // What is resolved, and when, is a test of `upstream::resolve`; here it is only taken.
+        let stage = Stage::start(with_upstream("resolve = \"1ms\"\npool_idle_max = 0")).await;
+        for _ in 0..3 {
+            assert_eq!(status(&stage.gateway, "/v1/x").await, 200);
+        }
+        assert_eq!(stage.sim.counts().connections, 3);
     }
     "upstream.http" http_version {
         for (upstream_h2, version) in [(false, "HTTP/1.1"), (true, "HTTP/2")] {
@@ -703,8 +905,9 @@ effects! {
         assert_eq!(status(&gateway, "/v1/x").await, 504);
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
         let metrics = scrape::metrics(gateway.ready.admin).await;
-        let timeouts = "tidegate_upstream_connects_total{upstream=\"main\",result=\"timeout\"}";
-        assert_eq!(metrics.get(timeouts), 1.0);
+        let timeouts = "tidegate_upstream_connects_total{upstream=\"main\",result=\"tls_timeout\"}";
+        // Nothing was sent, so it was tried twice.
+        assert_eq!(metrics.get(timeouts), 2.0);
     }
     "upstream.pool_idle_max" pool_idle_max {
         let setup = Setup { server: "workers = 1".into(), ..with_upstream("pool_idle_max = 1") };
@@ -776,6 +979,66 @@ effects! {
         let text = streamed(setup, &fields).await.text();
         assert!(text.contains("\n\n: ping\ndata:") && !text.contains("event: ping"), "{text}");
     }
+}
+
+/// A gateway before these, in this order.
+async fn before(sims: &[&Sim], lines: &str) -> Gateway {
+    let urls: Vec<_> = sims.iter().map(|sim| format!("\"http://{}\"", sim.addr())).collect();
+    let urls = urls.join(", ");
+    Gateway::start(&format!("{LISTEN}[[upstream]]\nurls = [{urls}]\n{lines}\n"), None).await
+}
+
+async fn sim_of(defaults: Behaviour) -> Sim {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let options = sim::Options { defaults, ..sim::Options::default() };
+    Sim::start(any, options).await.expect("a simulated upstream")
+}
+
+/// How often an upstream that only ever answers 500 is asked for one request, with a rule of these.
+async fn asked_for_500(rule: &str) -> u64 {
+    let stage = Stage::start(with_upstream(format!("retry = {{ {rule} }}"))).await;
+    let mut client = stage.client(Http::H1).await;
+    assert_eq!(client.ask("GET", "/v1/x", &[("sim-status", "500")], "").await.status, 500);
+    stage.sim.counts().requests
+}
+
+fn with_breaker(rule: &str) -> Setup {
+    with_upstream(format!("breaker = {{ {rule} }}"))
+}
+
+fn with_health(rule: &str) -> Setup {
+    with_upstream(format!("health = {{ {rule} }}"))
+}
+
+/// So many failures in a row.
+async fn fail(stage: &Stage, times: usize) {
+    let mut client = stage.client(Http::H1).await;
+    for _ in 0..times {
+        let answer = client.ask("GET", "/v1/x", &[("sim-status", "500")], "").await;
+        assert_eq!(answer.status, 500);
+    }
+}
+
+async fn is_open(stage: &Stage) -> bool {
+    let open = "tidegate_breaker_state{upstream=\"sim\",state=\"open\"}";
+    stage.metrics().await.get(open) == 1.0
+}
+
+/// Whether requests go to the first of two, once it has been checked.
+async fn the_first_answers(one: &Sim, two: &Sim, lines: &str) -> bool {
+    let gateway = before(&[one, two], lines).await;
+    one.wait_for(|c| c.completed + c.cancelled >= 1, stage::PATIENCE).await.expect("a check");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    // A verdict may be under way; one that does not come is none.
+    while Instant::now() < deadline {
+        let before = two.requests().iter().filter(|seen| seen.path_and_query == "/v1/y").count();
+        status(&gateway, "/v1/y").await;
+        if two.requests().iter().filter(|seen| seen.path_and_query == "/v1/y").count() > before {
+            return false;
+        }
+        tokio::task::yield_now().await;
+    }
+    true
 }
 
 fn made() -> sim::Certificate {

@@ -95,6 +95,12 @@ impl Charge {
         Charge { budget: budget.clone(), bytes: 0 }
     }
 
+    /// What is charged, to be held by somebody else; nothing is charged here then.
+    pub fn take(&mut self) -> Charge {
+        let bytes = std::mem::take(&mut self.bytes);
+        Charge { budget: self.budget.clone(), bytes }
+    }
+
     /// Bytes charged.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -90,7 +90,7 @@ fn advise_upstream(
     let key = |name: &str| format!("upstream[{n}].{name}");
     let exposed = config.server.listen.iter().find(|address| !address.ip().is_loopback());
     if let Some(address) = exposed
-        && upstream.credential.is_some()
+        && !upstream.credentials.is_empty()
     {
         say(
             key("credential"),
@@ -102,7 +102,7 @@ fn advise_upstream(
     }
     let clear = upstream.urls.iter().find(|url| url.scheme == Scheme::Http && !url.is_loopback());
     if let Some(url) = clear
-        && upstream.credential.is_some()
+        && !upstream.credentials.is_empty()
     {
         say(key("urls"), format!("{url} gets the credential in cleartext; use https if it can"));
     }

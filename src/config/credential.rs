@@ -19,8 +19,22 @@ pub struct Credential {
     pub header: HeaderName,
     /// The whole header value, scheme included; marked sensitive.
     pub value: HeaderValue,
+    /// Word before the key; empty for the bare key.
+    pub scheme: String,
     /// Where it was read from.
     pub source: CredentialSource,
+}
+
+impl Credential {
+    /// The header value as it would be read now; only files can have changed.
+    ///
+    /// # Errors
+    /// What is wrong with the file, without any of its content.
+    pub fn reread(&self) -> Result<HeaderValue, String> {
+        let CredentialSource::File(path) = &self.source else { return Ok(self.value.clone()) };
+        let secret = files::bytes(path, files::CREDENTIAL_BYTES)?;
+        header_value(&secret, &self.scheme)
+    }
 }
 
 /// Where a credential comes from.
@@ -32,28 +46,46 @@ pub enum CredentialSource {
     File(PathBuf),
 }
 
-/// Reads `credential` of an upstream; `None` if it is absent or faulty.
-pub(super) fn read(r: &mut Reading<'_>, upstream: &Section<'_>) -> Option<Credential> {
-    if let Some((place, value)) = r.field(upstream, "credential")
-        && value.get_ref().is_str()
-    {
+/// Reads `credential` of an upstream, a table or several; without those that are faulty.
+pub(super) fn read(r: &mut Reading<'_>, upstream: &Section<'_>) -> Vec<Credential> {
+    let Some((place, value)) = r.field(upstream, "credential") else { return Vec::new() };
+    if value.get_ref().is_str() {
         r.fault(
             &place,
             "must be a table such as { env = \"OPENAI_API_KEY\" } or { file = \"…\" }; \
              never write the key itself into this file",
         );
-        return None;
+        return Vec::new();
     }
-    let s = r.section(upstream, "credential");
+    let sections = match value.get_ref().is_array() {
+        true => r.sections(upstream, "credential"),
+        false => vec![r.section(upstream, "credential")],
+    };
+    if sections.len() > MOST {
+        r.fault(&place, format!("there are more than {MOST}"));
+    }
+    sections.iter().take(MOST).filter_map(|section| read_one(r, section)).collect()
+}
+
+fn read_one(r: &mut Reading<'_>, s: &Section<'_>) -> Option<Credential> {
     if !s.present() {
         return None;
     }
-    let header = read_header(r, &s);
-    let scheme = read_scheme(r, &s, &header);
-    let (place, source, secret) = read_secret(r, &s)?;
-    let value = check_secret(r, &place, &secret, &scheme?)?;
-    Some(Credential { header, value, source })
+    let header = read_header(r, s);
+    let scheme = read_scheme(r, s, &header);
+    let (place, source, secret) = read_secret(r, s)?;
+    let scheme = scheme?;
+    match header_value(&secret, &scheme) {
+        Ok(value) => Some(Credential { header, value, scheme, source }),
+        Err(reason) => {
+            r.fault(&place, reason);
+            None
+        }
+    }
 }
+
+/// Most keys of one upstream.
+const MOST: usize = 64;
 
 fn read_header(r: &mut Reading<'_>, s: &Section<'_>) -> HeaderName {
     match r.text(s, "header") {
@@ -133,39 +165,29 @@ fn looks_like_key(name: &str) -> bool {
     name.len() >= 32 && any(u8::is_ascii_lowercase) && any(u8::is_ascii_digit)
 }
 
-fn check_secret(
-    r: &mut Reading<'_>,
-    place: &Place,
-    secret: &[u8],
-    scheme: &str,
-) -> Option<HeaderValue> {
+/// The header's value, or what is wrong with the secret, without any of it.
+fn header_value(secret: &[u8], scheme: &str) -> Result<HeaderValue, String> {
     let secret = secret.trim_ascii();
     if secret.is_empty() {
-        r.fault(place, "leads to an empty credential");
-        return None;
+        return Err("leads to an empty credential".to_owned());
     }
     if !secret.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
-        r.fault(
-            place,
-            "leads to a credential with a line break or other characters that a header cannot \
-             carry; keep exactly one key there",
-        );
-        return None;
+        return Err("leads to a credential with a line break or other characters that a header \
+                    cannot carry; keep exactly one key there"
+            .to_owned());
     }
     let doubled = secret.get(..scheme.len()).is_some_and(|start| {
         start.eq_ignore_ascii_case(scheme.as_bytes()) && secret.get(scheme.len()) == Some(&b' ')
     });
     if doubled && !scheme.is_empty() {
-        let text = format!(
-            "leads to a credential that already starts with {scheme:?}; \
-                            keep the key alone there, or write scheme = \"\""
-        );
-        r.fault(place, text);
-        return None;
+        return Err(format!(
+            "leads to a credential that already starts with {scheme:?}; keep the key alone there, \
+             or write scheme = \"\""
+        ));
     }
     let space = if scheme.is_empty() { "" } else { " " };
     let whole = [scheme.as_bytes(), space.as_bytes(), secret].concat();
     let mut value = HeaderValue::from_bytes(&whole).expect("visible ASCII and spaces only");
     value.set_sensitive(true);
-    Some(value)
+    Ok(value)
 }

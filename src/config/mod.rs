@@ -23,6 +23,7 @@ mod limits;
 mod log;
 mod nearest;
 mod read;
+mod resilience;
 mod route;
 mod server;
 mod stream;
@@ -40,6 +41,7 @@ pub use fault::{Fault, Faults, Notice, NoticeKind};
 pub use keys::keys;
 pub use limits::{Limits, PerIp};
 pub use log::{Level, Log};
+pub use resilience::{Balance, BreakerRule, HealthRule, RetryRule, Statuses, Sticky};
 pub use route::{Auth, Family, HeartbeatStyle, Route};
 pub use server::{Admin, Server, Tls};
 pub use stream::Stream;
@@ -53,7 +55,7 @@ use read::{Env, Reading};
 const LONGEST: Duration = Duration::from_secs(168 * 3600);
 
 /// A complete, checked configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The data side.
     pub server: Server,

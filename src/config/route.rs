@@ -37,6 +37,8 @@ pub struct Route {
     pub tenants: Vec<String>,
     /// Longest wait of a request in a queue, from its arrival; `None` = `upstream.queue_wait` alone.
     pub timeout: Option<Duration>,
+    /// Whether its requests may be run twice, though nobody knows what became of them the first time.
+    pub repeatable: bool,
     /// How much of a request body is collected before it is sent on, where that is needed, bytes.
     pub body_buffer: u64,
     /// True if streams survive their client and can be taken up again.
@@ -143,6 +145,7 @@ impl Route {
             auth: Auth::None,
             tenants: Vec::new(),
             timeout: None,
+            repeatable: false,
             body_buffer: 1 << 20,
             resume: false,
         }
@@ -216,6 +219,7 @@ fn read_one(
     route.heartbeat_style =
         r.choice(s, "heartbeat_style", &HeartbeatStyle::ALL, route.heartbeat_style);
     route.timeout = r.duration_or_off(s, "timeout", &TIMEOUT, route.timeout);
+    route.repeatable = r.flag(s, "repeatable", route.repeatable);
     route.body_buffer = r.size(s, "body_buffer", 0..=1 << 30, route.body_buffer);
     route.resume = r.flag(s, "resume", route.resume);
 

@@ -11,33 +11,48 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::credential::{self, Credential};
-use super::fault::NoticeKind;
 use super::files;
 use super::headers;
 use super::read::{Place, Reading, Section};
+use super::resilience::{self, Balance, BreakerRule, HealthRule, RetryRule, Sticky};
 use super::units::quoted;
 use super::url::{self, Url};
 use crate::limits::UPSTREAMS;
 
 /// One API and how it is reached.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Upstream {
     /// Unique name, a metric label: 1 to 64 of letters, digits, `.`, `_`, `-`.
     pub name: String,
-    /// Addresses, at least one; tried in this order when connecting fails.
+    /// Addresses, at least one.
     pub urls: Vec<Url>,
+    /// Weights of `urls`, as many; all 1 if empty.
+    pub weights: Vec<u32>,
+    /// Which of `urls` a request goes to.
+    pub balance: Balance,
+    /// Which requests go to the same one, as long as it is there.
+    pub sticky: Sticky,
+    /// When another attempt is made.
+    pub retry: RetryRule,
+    /// When one of `urls` is left alone; `None` = never.
+    pub breaker: Option<BreakerRule>,
+    /// How `urls` are asked how they are; `None` = not at all.
+    pub health: Option<HealthRule>,
     /// HTTP version.
     pub http: HttpVersion,
     /// PEM roots that are trusted besides the system's.
     pub ca: Option<PathBuf>,
-    /// Replaces whatever credential the client sent; `None` = the client's own is forwarded.
-    pub credential: Option<Credential>,
+    /// Replace whatever credential the client sent: one at a time, the next one while one is rate
+    /// limited. Empty = the client's own is forwarded.
+    pub credentials: Vec<Credential>,
     /// Added to every request, replacing the client's headers of the same names.
     pub headers: HeaderMap,
     /// Appended to every request's query: percent-encoded `a=b&c=d`, or empty.
     pub query: String,
     /// Longest time for name look-up, TCP and TLS together, per address.
     pub connect: Duration,
+    /// How long a host's addresses count before its name is resolved again.
+    pub resolve: Duration,
     /// Requests in flight to this upstream; 0 = as many as `limits.streams`.
     pub max_streams: usize,
     /// Requests that may wait for a place among `max_streams`; 0 = none waits.
@@ -54,12 +69,19 @@ impl fmt::Debug for Upstream {
         f.debug_struct("Upstream")
             .field("name", &self.name)
             .field("urls", &self.urls)
+            .field("weights", &self.weights)
+            .field("balance", &self.balance)
+            .field("sticky", &self.sticky)
+            .field("retry", &self.retry)
+            .field("breaker", &self.breaker)
+            .field("health", &self.health)
             .field("http", &self.http)
             .field("ca", &self.ca)
-            .field("credential", &self.credential)
+            .field("credentials", &self.credentials)
             .field("headers", &self.headers.keys().collect::<Vec<_>>())
             .field("query", &query.collect::<Vec<_>>())
             .field("connect", &self.connect)
+            .field("resolve", &self.resolve)
             .field("max_streams", &self.max_streams)
             .field("queue", &self.queue)
             .field("queue_wait", &self.queue_wait)
@@ -78,12 +100,19 @@ impl Upstream {
         Upstream {
             name: "main".to_owned(),
             urls: Vec::new(),
+            weights: Vec::new(),
+            balance: Balance::Ordered,
+            sticky: Sticky::Off,
+            retry: RetryRule::default(),
+            breaker: None,
+            health: None,
             http: HttpVersion::Auto,
             ca: None,
-            credential: None,
+            credentials: Vec::new(),
             headers: HeaderMap::new(),
             query: String::new(),
             connect: Duration::from_secs(3),
+            resolve: Duration::from_secs(30),
             max_streams: 0,
             queue: 1000,
             queue_wait: Duration::from_secs(5),
@@ -103,7 +132,7 @@ pub enum HttpVersion {
     H2,
 }
 
-const URLS: usize = 64;
+pub(super) const URLS: usize = 64;
 const MANY: u64 = 10_000_000;
 const TIME: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONGEST;
 
@@ -128,15 +157,23 @@ pub(super) fn read(r: &mut Reading<'_>, root: &Section<'_>) -> Vec<Upstream> {
 fn read_one(r: &mut Reading<'_>, s: &Section<'_>, before: &[Upstream]) -> Upstream {
     let d = Upstream::blank();
     let versions = [("auto", HttpVersion::Auto), ("1", HttpVersion::H1), ("2", HttpVersion::H2)];
+    let urls = read_urls(r, s);
     Upstream {
         name: read_name(r, s, d.name, before),
-        urls: read_urls(r, s),
+        weights: resilience::read_weights(r, s, urls.len()),
+        urls,
+        balance: r.choice(s, "balance", &Balance::ALL, d.balance),
+        sticky: resilience::read_sticky(r, s),
+        retry: resilience::read_retry(r, s),
+        breaker: resilience::read_breaker(r, s),
+        health: resilience::read_health(r, s),
         http: r.choice(s, "http", &versions, d.http),
         ca: read_ca(r, s),
-        credential: credential::read(r, s),
+        credentials: credential::read(r, s),
         headers: headers::read(r, s),
         query: headers::read_query(r, s),
         connect: r.duration(s, "connect", &TIME, d.connect),
+        resolve: r.duration(s, "resolve", &TIME, d.resolve),
         max_streams: r.number(s, "max_streams", 0..=MANY, d.max_streams),
         queue: r.number(s, "queue", 0..=MANY, d.queue),
         queue_wait: r.duration(s, "queue_wait", &TIME, d.queue_wait),
@@ -184,14 +221,6 @@ fn read_urls(r: &mut Reading<'_>, s: &Section<'_>) -> Vec<Url> {
     let place = r.place(&s.place.below("urls").key);
     if r.lacks(s, "urls") {
         r.fault(&place, "is empty; write urls = [\"https://…\"]");
-    }
-    if urls.len() > 1 {
-        r.notice(
-            NoticeKind::NotYet,
-            &place,
-            "several urls are not balanced yet: they are used in order, and the next one only \
-             when connecting fails",
-        );
     }
     urls
 }

@@ -81,6 +81,50 @@ impl Reading<'_> {
         number
     }
 
+    /// The integers of an array, if it is set; entries that are none, or not within `range`, are
+    /// faults and left out.
+    pub(super) fn integers(
+        &mut self,
+        s: &Section<'_>,
+        name: &str,
+        most: usize,
+        range: RangeInclusive<u64>,
+    ) -> Option<Vec<(Place, u64)>> {
+        let (place, value) = self.field(s, name)?;
+        let DeValue::Array(items) = value.get_ref() else {
+            let found = found(value.get_ref());
+            self.fault(&place, format!("must be an array of integers, found {found}"));
+            return None;
+        };
+        if items.len() > most {
+            self.fault(&place, format!("has {} entries; at most {most} are possible", items.len()));
+        }
+        let mut integers = Vec::new();
+        for (n, item) in items.iter().enumerate().take(most) {
+            let line = Some(self.line(item.span().start));
+            let at = Place { key: format!("{}[{n}]", place.key), line };
+            if let Some(integer) = self.integer(&at, item.get_ref(), &range) {
+                integers.push((at, integer));
+            }
+        }
+        Some(integers)
+    }
+
+    /// A share such as `"20%"`, as a number from 0 to 1.
+    pub(super) fn percent(&mut self, s: &Section<'_>, name: &str, default: f64) -> f64 {
+        let Some((place, value)) = self.field(s, name) else { return default };
+        let wanted = "a share such as \"20%\"";
+        let Some(text) = self.string(&place, value.get_ref(), wanted) else { return default };
+        let number = text.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
+        match number.filter(|number| *number <= 100) {
+            Some(number) => f64::from(number) / 100.0,
+            None => {
+                self.fault(&place, "must be a share, \"0%\" to \"100%\"");
+                default
+            }
+        }
+    }
+
     /// The names and numbers of a table with names of the user's choice.
     pub(super) fn numbers(
         &mut self,

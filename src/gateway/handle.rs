@@ -12,8 +12,9 @@ use std::task::Poll;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Version};
 
-use crate::config::Family;
+use crate::config::{self, Family, Sticky};
 use crate::error::{Failure, Kind, Limit};
+use crate::gateway::auth::Identity;
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
 use crate::gateway::{Gateway, admit, auth, check, reply};
@@ -25,8 +26,10 @@ use crate::stream::life::{Birth, Life};
 use crate::stream::source::Source;
 use crate::telemetry::cells::{Path, Reason, Rejection, StatusClass};
 use crate::telemetry::trace;
+use crate::upstream::attempts::{self, Bounds};
+use crate::upstream::balance::key_of;
 use crate::upstream::download::Download;
-use crate::upstream::send::{Answer, Outgoing, send};
+use crate::upstream::send::{Answer, Outgoing};
 use crate::upstream::upload::{RequestBody, Upload, UploadState};
 use crate::wire::head;
 use crate::wire::sse;
@@ -109,7 +112,7 @@ async fn proxy(
     let wheel = &gateway.ground.wheel;
     let (mut head, body) = request.into_parts();
     let (limits, memory) = (&plan.terms.config.limits, &gateway.admission.memory);
-    let rules = route.body_rules(limits, &identity);
+    let rules = route.body_rules(limits, &identity, &plan.upstreams[route.upstream].config);
     let upload = match Upload::prefetch(body, &rules, wheel, memory).await {
         Ok(upload) => upload,
         Err(failure) => return Err(failed(&mut life, family, counted_body(gateway, failure))),
@@ -128,23 +131,28 @@ async fn proxy(
     let bodiless = head.method == Method::HEAD;
     let age = after_body.since(life.started());
     let patience = admit::Patience::of(plan, route, &head.headers, age);
+    let bounds = Bounds {
+        deadline: patience.deadline.map(|left| after_body.after(left)),
+        key: sticky_key(&plan.upstreams[route.upstream].config, &identity, &head.headers),
+        ..bounds(gateway, route, family)
+    };
     let outgoing = Outgoing {
         identity: may_stream(&head.headers, &upload_state),
         method: head.method,
         uri: head.uri,
         literal_prefix: route.literal_prefix.clone(),
         headers: head.headers,
-        body: upload,
     };
     let own_time = gateway.ground.clock.now().since(life.started());
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
     let (upstream, held) = (plan.upstreams[route.upstream].clone(), life.held());
     let waiting = admit::waiting(gateway, plan, route, identity, patience, held, &upload_state);
+    let attempted = control.clone();
     let sending: Sending = Box::pin(async move {
         if let Some(waiting) = waiting {
             waiting.enter().await?;
         }
-        send(&upstream, outgoing).await
+        attempts::answer(&upstream, outgoing, upload, bounds, |n| attempted.attempt(n)).await
     });
 
     let exchange = Exchange { gateway, plan, control, route, family, client, bodiless };
@@ -318,15 +326,41 @@ fn failed(life: &mut Life, family: Family, failure: Failure) -> Failure {
     failure
 }
 
-/// Whether an answer is a stream of events to be followed. One with a content-encoding is not.
+/// Whether an answer is a stream of events to be followed.
 fn is_tracked(head: &http::response::Parts) -> bool {
-    let stream = head.status.is_success() && head::is_event_stream(&head.headers);
-    let encoding = head.headers.get(header::CONTENT_ENCODING);
-    let encoded = encoding.is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if stream && encoded {
-        tracing::warn!(?encoding, "an encoded event stream passes untracked, without heartbeats");
+    let tracked = head::is_tracked(head);
+    if !tracked && head.status.is_success() && head::is_event_stream(&head.headers) {
+        tracing::warn!("an encoded event stream passes untracked, without heartbeats");
     }
-    stream && !encoded
+    tracked
+}
+
+/// What every attempt at a route goes by.
+fn bounds(gateway: &Gateway, route: &Route, family: Family) -> Bounds {
+    Bounds {
+        clock: gateway.ground.clock.clone(),
+        wheel: gateway.ground.wheel.clone(),
+        first_byte: route.rules.first_byte,
+        deadline: None,
+        safe: route.repeatable,
+        key: None,
+        family,
+        max_event: route.rules.max_event,
+    }
+}
+
+/// What a request has in common with those that should go where it goes.
+fn sticky_key(
+    upstream: &config::Upstream,
+    identity: &Identity,
+    headers: &HeaderMap,
+) -> Option<u64> {
+    match &upstream.sticky {
+        Sticky::Off => None,
+        // By name: an id is another one after a restart.
+        Sticky::Tenant => Some(key_of(identity.tenant.as_ref()?.name.as_bytes())),
+        Sticky::Header(name) => Some(key_of(headers.get(name)?.as_bytes())),
+    }
 }
 
 /// Whether the answer may be an event stream, which must come uncompressed.

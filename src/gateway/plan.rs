@@ -44,10 +44,10 @@ impl Plan {
         cells: &Arc<Cells>,
     ) -> Rc<Plan> {
         let config = &terms.config;
-        let each = config.upstreams.iter().zip(&terms.tls).zip(&terms.slots.upstreams);
-        let upstreams = each.map(|((up, tls), &slot)| {
+        let each = config.upstreams.iter().zip(&terms.known).zip(&terms.slots.upstreams);
+        let upstreams = each.map(|((up, known), &slot)| {
             let before = before.and_then(|before| before.upstream_named(&up.name));
-            Upstream::new(slot, up.clone(), tls, before, files, clock, cells)
+            Upstream::new(slot, up.clone(), known.clone(), before, files, clock, cells)
         });
         let stream = &config.stream;
         Rc::new(Plan {
@@ -85,6 +85,7 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
         auth: route.auth,
         tenants: route.tenants.iter().map(|name| name.as_str().into()).collect(),
         timeout: route.timeout,
+        repeatable: route.repeatable,
         body_buffer: usize::try_from(route.body_buffer).unwrap_or(usize::MAX),
         literal_prefix: route.literal_prefix.as_str().into(),
         place: Rc::new(Place {

@@ -31,6 +31,8 @@ pub struct Route {
     pub tenants: Box<[Box<str>]>,
     /// Longest wait in a queue, from the request's arrival.
     pub timeout: Option<Duration>,
+    /// Its requests may be run twice.
+    pub repeatable: bool,
     /// How much of a body is collected where that is needed, bytes.
     pub body_buffer: usize,
     /// See [`config::Route`].
@@ -43,9 +45,15 @@ pub struct Route {
 
 impl Route {
     /// What is asked of a request's body, and how much of it is read before anything is decided.
-    pub fn body_rules(&self, bounds: &config::Limits, identity: &Identity) -> BodyRules {
+    pub fn body_rules(
+        &self,
+        bounds: &config::Limits,
+        identity: &Identity,
+        upstream: &config::Upstream,
+    ) -> BodyRules {
         let tenant = identity.tenant.as_ref();
-        let prefetch = match tenant.is_some_and(|tenant| !tenant.tokens.is_empty()) {
+        let counted = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
+        let prefetch = match counted || upstream.retry.replays() {
             true => self.body_buffer.max(limits::BODY_PREFETCH),
             false => limits::BODY_PREFETCH,
         };

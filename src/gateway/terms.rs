@@ -16,6 +16,7 @@ use crate::admission::tokens::Tokens;
 use crate::clock::Moment;
 use crate::config::{self, Config, Priority};
 use crate::telemetry::Slots;
+use crate::upstream::Known;
 use crate::upstream::tls::ClientTls;
 
 /// See the module.
@@ -26,6 +27,8 @@ pub struct Terms {
     pub tls: Vec<Arc<ClientTls>>,
     /// Where its upstreams and routes are counted.
     pub slots: Slots,
+    /// What is known of each upstream, in the order of the configuration.
+    pub known: Vec<Arc<Known>>,
     tenants: BTreeMap<String, Arc<Tenant>>,
     /// Numbers of tenants below this one have been given away.
     next_id: u32,
@@ -74,12 +77,28 @@ impl Terms {
             tenants.insert(configured.name.clone(), tenant);
         }
         let (bulkheads, known_bulkheads) = bulkheads(&config, before);
-        Terms { config, tls, slots, tenants, next_id, keys, bulkheads, known_bulkheads }
+        let known = config.upstreams.iter().zip(&tls).map(|(upstream, tls)| {
+            let before = before.and_then(|terms| terms.known_of(&upstream.name));
+            match before {
+                Some((known, config)) if config == upstream && Arc::ptr_eq(&known.tls, tls) => {
+                    known.clone()
+                }
+                before => Known::new(upstream, tls, before.map(|(known, _)| &**known)),
+            }
+        });
+        let known = known.collect();
+        Terms { config, tls, known, slots, tenants, next_id, keys, bulkheads, known_bulkheads }
     }
 
     /// The key with this hash.
     pub fn key(&self, sha256: &[u8; 32]) -> Option<&Key> {
         self.keys.get(sha256)
+    }
+
+    /// What is known of the upstream of this name, and how it is configured.
+    fn known_of(&self, name: &str) -> Option<(&Arc<Known>, &config::Upstream)> {
+        let mut all = self.known.iter().zip(&self.config.upstreams);
+        all.find(|(_, upstream)| upstream.name == name)
     }
 
     /// The queue of an upstream, by its place in the configuration, if it is limited.

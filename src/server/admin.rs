@@ -62,7 +62,7 @@ async fn answer(fleet: &Fleet, request: &Request<Incoming>) -> Response<Full<Byt
     let stage = *fleet.stage.borrow();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match (request.uri().path(), request.method()) {
-        ("/metrics", _) if get => reply(200, render::CONTENT_TYPE, fleet.metrics.render()),
+        ("/metrics", _) if get => reply(200, render::CONTENT_TYPE, fleet.scrape()),
         ("/healthz", _) if get => reply(200, TEXT, "alive\n"),
         ("/readyz", _) if get => match stage {
             Stage::Serving => reply(200, TEXT, "ready\n"),

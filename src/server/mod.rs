@@ -12,6 +12,7 @@ pub mod files;
 pub mod h1;
 pub mod h2;
 pub mod handoff;
+mod health;
 pub mod io;
 pub mod listen;
 pub mod reload;
@@ -143,6 +144,15 @@ impl Fleet {
         (worker, asked)
     }
 
+    /// The metrics as they are now.
+    fn scrape(&self) -> String {
+        let (terms, now) = (self.orders.borrow().terms.clone(), Clock::System.now());
+        for (known, slot) in terms.known.iter().zip(&terms.slots.upstreams) {
+            self.metrics.process().breaker(*slot, known.breaker(now));
+        }
+        self.metrics.render()
+    }
+
     /// Whether every worker has turned since the last question.
     pub fn alive(&self) -> bool {
         // Every one is asked, so that none keeps an old answer.
@@ -228,6 +238,7 @@ async fn control(fleet: Fleet, admin: TcpListener, mut options: Options, ready: 
     if let Some(load) = options.load.take() {
         tokio::task::spawn_local(reload::serve(load, hangup, wishes, fleet.clone()));
     }
+    tokio::task::spawn_local(health::serve(fleet.clone()));
     ready();
     systemd::ready();
     tokio::task::spawn_local(systemd::watchdog(fleet.clone()));

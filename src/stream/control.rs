@@ -187,6 +187,8 @@ pub struct Control {
     charged: Cell<u32>,
     ended: Cell<Option<Reason>>,
     ends_by_close: Cell<bool>,
+    /// The request's attempts so far; 0 before the first.
+    attempts: Cell<u8>,
 }
 
 impl Control {
@@ -207,7 +209,18 @@ impl Control {
             charged: Cell::new(0),
             ended: Cell::new(None),
             ends_by_close: Cell::new(false),
+            attempts: Cell::new(0),
         })
+    }
+
+    /// The request is sent for the `n`th time.
+    pub fn attempt(&self, n: u32) {
+        self.attempts.set(u8::try_from(n).unwrap_or(u8::MAX));
+    }
+
+    /// How often the request was sent, 1 if it never was.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.get().max(1).into()
     }
 
     /// The worker's time.

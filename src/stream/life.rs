@@ -300,7 +300,7 @@ impl Drop for Life {
             events: self.meter.events,
             bytes: self.row.bytes.get(),
             max_gap: self.meter.max_gap(),
-            attempt: 1,
+            attempt: self.row.control.attempts(),
         });
     }
 }
@@ -309,13 +309,19 @@ impl Drop for Life {
 fn reason_of(kind: Kind) -> Reason {
     match kind {
         Kind::Truncated | Kind::Empty => Reason::UpstreamTruncated,
-        Kind::FirstByte | Kind::Idle | Kind::ConnectTimeout => Reason::UpstreamTimeout,
+        Kind::FirstByte
+        | Kind::Idle
+        | Kind::DnsTimeout
+        | Kind::ConnectTimeout
+        | Kind::TlsTimeout => Reason::UpstreamTimeout,
         Kind::Total | Kind::EventTooLong | Kind::Limited(_) => Reason::Limit,
         Kind::Draining => Reason::Drain,
         Kind::Internal => Reason::Internal,
         Kind::Dns
         | Kind::Connect
         | Kind::Tls
+        | Kind::BreakerOpen
+        | Kind::Refused
         | Kind::UpstreamGone
         | Kind::UpstreamProtocol
         | Kind::ErrorFirst

@@ -141,8 +141,12 @@ closed_list! {
         Ok = "ok",
         /// Refused or reset by the peer.
         Refused = "refused",
-        /// Not finished within `connect`.
+        /// No address took the connection within `connect`.
         Timeout = "timeout",
+        /// The name was not resolved within `connect`.
+        DnsTimeout = "dns_timeout",
+        /// The TLS handshake did not end within `connect`.
+        TlsTimeout = "tls_timeout",
         /// The TLS handshake or the certificate failed.
         Tls = "tls",
         /// The name did not resolve.
@@ -240,16 +244,21 @@ closed_list! {
     RetryReason {
         /// The connection could not be opened.
         Connect = "connect",
-        /// A pooled connection was closed before the request was written to it.
+        /// A pooled connection was closed before the request was written to it, or the upstream
+        /// refused the stream.
         Unsent = "unsent",
         /// The upstream answered with a status that invites another attempt.
         Status = "status",
+        /// The upstream did not know our key, which has changed since it was read.
+        Credential = "credential",
         /// The stream began with an error event.
         ErrorFirst = "error_first",
         /// The stream ended without any event.
         Empty = "empty",
-        /// No response head in time.
+        /// No response head in time, and the request may be run twice.
         Timeout = "timeout",
+        /// The connection broke before the response head, and the request may be run twice.
+        Gone = "gone",
     }
 }
 

@@ -75,8 +75,8 @@ fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// The thread's next pseudo-random number: SplitMix64 (Steele, Lea, Flood 2014).
-fn random() -> u64 {
+/// The thread's next pseudo-random number: SplitMix64 (Steele, Lea, Flood 2014). No secret.
+pub fn random() -> u64 {
     thread_local! {
         static STATE: Cell<u64> = Cell::new(seed());
     }

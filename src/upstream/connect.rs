@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,10 +23,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use crate::config::{HttpVersion, Scheme, Url};
+use crate::config::{HttpVersion, Scheme};
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::telemetry::cells::ConnectResult;
+use crate::upstream::balance::Endpoint;
+use crate::upstream::resolve::Addresses;
 use crate::upstream::transport::{TcpIo, Transport};
 
 /// Which HTTP a new connection speaks.
@@ -44,8 +47,7 @@ pub(crate) struct Dialed {
 /// Connects to one URL.
 pub(crate) struct Dialer {
     tls: Arc<rustls::ClientConfig>,
-    host: Arc<str>,
-    port: u16,
+    addresses: Arc<Addresses>,
     uri: Uri,
     name: String,
     version: HttpVersion,
@@ -54,11 +56,12 @@ pub(crate) struct Dialer {
 
 impl Dialer {
     pub(crate) fn new(
-        url: &Url,
+        endpoint: &Endpoint,
         version: HttpVersion,
         tls: &rustls::ClientConfig,
         connect_max: Duration,
     ) -> Dialer {
+        let (url, addresses) = (&endpoint.url, endpoint.addresses.clone());
         let mut tls = tls.clone();
         tls.alpn_protocols = match version {
             HttpVersion::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
@@ -68,8 +71,7 @@ impl Dialer {
         let scheme = if url.scheme == Scheme::Https { "https" } else { "http" };
         let name = format!("{scheme}://{}", url.authority);
         let uri = name.parse().expect("the configuration holds only valid authorities");
-        let (host, port) = (url.host.as_str().into(), url.port);
-        Dialer { tls: Arc::new(tls), host, port, uri, name, version, connect_max }
+        Dialer { tls: Arc::new(tls), addresses, uri, name, version, connect_max }
     }
 
     /// The protocol that needs no asking; `None` when ALPN decides.
@@ -87,13 +89,11 @@ impl Dialer {
     /// # Errors
     /// What failed, for the client and for `tidegate_upstream_connects_total`.
     pub(crate) async fn dial(&self) -> Result<Dialed, (Failure, ConnectResult)> {
-        let tcp = TcpConnector { host: self.host.clone(), port: self.port };
+        let step = Arc::new(AtomicU8::new(Step::Resolving as u8));
+        let tcp = TcpConnector { addresses: self.addresses.clone(), step: step.clone() };
         let connecting = HttpsConnector::from((tcp, self.tls.clone())).call(self.uri.clone());
         let transport = match tokio::time::timeout(self.connect_max, connecting).await {
-            Err(_) => {
-                let text = format!("{}: no connection within {:?}", self.name, self.connect_max);
-                return Err((Failure::new(Kind::ConnectTimeout, text), ConnectResult::Timeout));
-            }
+            Err(_) => return Err(self.late(step.load(Relaxed))),
             Ok(Err(error)) => return Err(self.classify(error.as_ref())),
             Ok(Ok(transport)) => transport,
         };
@@ -111,6 +111,21 @@ impl Dialer {
             false => Protocol::H1,
         });
         Ok(Dialed { transport: transport.into(), protocol })
+    }
+
+    /// No connection in time: the step that it did not come through is the reason.
+    fn late(&self, step: u8) -> (Failure, ConnectResult) {
+        let (lacking, kind, result) = match step {
+            at if at == Step::Resolving as u8 => {
+                ("address", Kind::DnsTimeout, ConnectResult::DnsTimeout)
+            }
+            at if at == Step::Connecting as u8 => {
+                ("connection", Kind::ConnectTimeout, ConnectResult::Timeout)
+            }
+            _ => ("TLS handshake", Kind::TlsTimeout, ConnectResult::TlsTimeout),
+        };
+        let text = format!("{}: no {lacking} within connect = {:?}", self.name, self.connect_max);
+        (Failure::new(kind, text), result)
     }
 
     fn classify(&self, error: &(dyn std::error::Error + 'static)) -> (Failure, ConnectResult) {
@@ -144,11 +159,19 @@ enum TcpError {
     Io(io::Error),
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy)]
+enum Step {
+    Resolving,
+    Connecting,
+    Securing,
+}
+
 /// The TCP step under hyper-rustls.
 #[derive(Clone)]
 struct TcpConnector {
-    host: Arc<str>,
-    port: u16,
+    addresses: Arc<Addresses>,
+    step: Arc<AtomicU8>,
 }
 
 impl Service<Uri> for TcpConnector {
@@ -161,12 +184,13 @@ impl Service<Uri> for TcpConnector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let TcpConnector { host, port } = self.clone();
+        let TcpConnector { addresses, step } = self.clone();
         Box::pin(async move {
-            let addresses = tokio::net::lookup_host((&*host, port))
-                .await
-                .map_err(|error| TcpError::Resolve(error.to_string()))?;
-            let stream = first_to_answer(addresses.collect()).await?;
+            let addresses = addresses.next().await;
+            let addresses = addresses.map_err(|error| TcpError::Resolve(error.to_string()))?;
+            step.store(Step::Connecting as u8, Relaxed);
+            let stream = first_to_answer(addresses).await?;
+            step.store(Step::Securing as u8, Relaxed);
             configure(&stream).map_err(TcpError::Io)?;
             Ok(TokioIo::new(TcpIo::new(stream)))
         })

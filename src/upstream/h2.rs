@@ -169,6 +169,7 @@ impl SharedLease {
             pool.cells().connections(ConnState::Active).add(1);
         }
         shared.live.set(shared.live.get() + 1);
+        pool.endpoint.began();
         SharedLease { pool: pool.clone(), shared }
     }
 
@@ -185,6 +186,7 @@ impl Drop for SharedLease {
     fn drop(&mut self) {
         let live = self.shared.live.get() - 1;
         self.shared.live.set(live);
+        self.pool.endpoint.ended();
         if live == 0 {
             if self.pool.shared.borrow().iter().any(|s| Rc::ptr_eq(s, &self.shared)) {
                 self.shared.idle_since.set(self.pool.clock.now());

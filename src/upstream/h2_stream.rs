@@ -211,6 +211,13 @@ impl Body {
 }
 
 fn unanswered(error: &h2::Error) -> Failure {
+    // Either says that nothing was done for the stream (RFC 9113, 8.7). A peer that goes away in
+    // peace finishes what it has begun, so a stream that ends by that was not.
+    let away = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+    if error.is_remote() && (away || error.reason() == Some(Reason::REFUSED_STREAM)) {
+        let text = format!("the upstream refused the stream: {error}");
+        return Failure::new(Kind::Refused, text);
+    }
     if error.is_library() {
         let text = format!("the upstream's response is no valid HTTP: {error}");
         return Failure::new(Kind::UpstreamProtocol, text);

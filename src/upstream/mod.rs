@@ -9,13 +9,20 @@
 //! Invariant: the upstream is chosen by configuration only. A request that may have been written
 //! is never sent twice.
 
+pub mod attempts;
+pub mod balance;
+pub mod breaker;
 pub mod connect;
+pub mod credential;
 pub mod download;
 pub mod h1;
 pub mod h1_send;
 pub mod h2;
 pub mod h2_stream;
+pub mod health;
 pub mod pool;
+pub mod resolve;
+pub mod retry;
 pub mod send;
 pub mod tls;
 pub mod transport;
@@ -25,51 +32,99 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::admission::permit::Permits;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::config;
-use crate::error::Failure;
 use crate::limits;
-use crate::telemetry::cells::Cells;
+use crate::telemetry::cells::{BreakerState, Cells, UpstreamCells};
+use crate::upstream::balance::{Endpoint, Endpoints};
 use crate::upstream::connect::Dialer;
-use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::credential::Keys;
+use crate::upstream::pool::Pool;
+use crate::upstream::retry::Budget;
 use crate::upstream::tls::ClientTls;
+
+/// What all workers know of one upstream.
+pub struct Known {
+    /// Its endpoints.
+    pub endpoints: Endpoints,
+    /// What is left for retries.
+    pub budget: Budget,
+    /// Its keys.
+    pub keys: Arc<Keys>,
+    /// TLS towards it.
+    pub tls: Arc<ClientTls>,
+}
+
+impl Known {
+    /// Of an upstream that nobody has asked yet; of endpoints that were there `before`, with what was
+    /// known of them.
+    pub fn new(
+        config: &config::Upstream,
+        tls: &Arc<ClientTls>,
+        before: Option<&Known>,
+    ) -> Arc<Known> {
+        let endpoints = Endpoints::new(config, before.map(|before| &before.endpoints));
+        let keys = Arc::new(Keys::new(&config.credentials));
+        Arc::new(Known { endpoints, budget: Budget::default(), keys, tls: tls.clone() })
+    }
+}
+
+impl Known {
+    /// What its breakers say together: open if nobody may be asked, closed if anybody may freely.
+    pub fn breaker(&self, now: Moment) -> BreakerState {
+        let endpoints = self.endpoints.list().iter();
+        let states = endpoints.map(|e| e.breaker().map_or(BreakerState::Closed, |b| b.state(now)));
+        let best = |state: &BreakerState| match state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        };
+        states.min_by_key(best).unwrap_or(BreakerState::Closed)
+    }
+}
 
 /// One configured upstream as one worker sees it.
 pub struct Upstream {
     pub(crate) config: config::Upstream,
-    tls: Arc<ClientTls>,
+    known: Arc<Known>,
+    /// One for each of its endpoints.
     pools: Vec<Rc<Pool>>,
+    slot: usize,
+    cells: Arc<Cells>,
 }
 
 impl Upstream {
-    /// The upstream of `config`, whose metrics are at `slot`. URLs that are reached just as in
-    /// `before`, the upstream of this name in the configuration before, keep their pools; the
-    /// pools of others are empty. Each connection takes one of `files`.
+    /// The upstream of `config`, of which all workers know `known`, and whose metrics are at `slot`.
+    /// Endpoints that are reached just as in `before`, the upstream of this name in the configuration
+    /// before, keep their pools; the pools of others are empty. Each connection takes one of `files`.
     pub fn new(
         slot: usize,
         config: config::Upstream,
-        tls: &Arc<ClientTls>,
+        known: Arc<Known>,
         before: Option<&Upstream>,
         files: &Arc<Permits>,
         clock: &Clock,
         cells: &Arc<Cells>,
     ) -> Rc<Upstream> {
-        let before = before.filter(|before| before.connects_as(&config, tls));
-        let pool = |url: &config::Url| {
-            let known = before.and_then(|before| before.pools.iter().find(|p| p.url == *url));
-            known.cloned().unwrap_or_else(|| {
-                let dialer = Dialer::new(url, config.http, &tls.config, config.connect);
+        let before = before.filter(|before| before.connects_as(&config, &known));
+        let pool = |endpoint: &Arc<Endpoint>| {
+            let known_pool = before.and_then(|before| {
+                before.pools.iter().find(|pool| Arc::ptr_eq(&pool.endpoint, endpoint))
+            });
+            known_pool.cloned().unwrap_or_else(|| {
+                let dialer = Dialer::new(endpoint, config.http, &known.tls.config, config.connect);
                 let (clock, cells) = (clock.clone(), cells.clone());
-                Pool::new(url.clone(), dialer, files, config.pool_idle_max, slot, clock, cells)
+                let idle_max = config.pool_idle_max;
+                Pool::new(endpoint.clone(), dialer, files, idle_max, slot, clock, cells)
             })
         };
-        let pools = config.urls.iter().map(pool).collect();
-        Rc::new(Upstream { config, tls: tls.clone(), pools })
+        let pools = known.endpoints.list().iter().map(pool).collect();
+        Rc::new(Upstream { config, known, pools, slot, cells: cells.clone() })
     }
 
-    fn connects_as(&self, config: &config::Upstream, tls: &Arc<ClientTls>) -> bool {
+    fn connects_as(&self, config: &config::Upstream, known: &Known) -> bool {
         let own = &self.config;
-        Arc::ptr_eq(&self.tls, tls)
+        Arc::ptr_eq(&self.known.tls, &known.tls)
             && (own.http, own.connect, own.pool_idle_max)
                 == (config.http, config.connect, config.pool_idle_max)
     }
@@ -82,21 +137,8 @@ impl Upstream {
         self.pools.iter().filter(|pool| !kept(pool)).for_each(Pool::retire);
     }
 
-    /// A connection to the first URL that can be reached; the later ones are tried only when
-    /// nothing can have been sent.
-    ///
-    /// # Errors
-    /// The last URL's failure.
-    pub(crate) async fn checkout(&self) -> Result<Lease, Failure> {
-        let mut failed = None;
-        for pool in &self.pools {
-            match pool.checkout().await {
-                Ok(lease) => return Ok(lease),
-                Err(failure) if failure.kind.never_sent() => failed = Some(failure),
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(failed.expect("the configuration has at least one URL per upstream"))
+    fn cells(&self) -> &UpstreamCells {
+        self.cells.upstream(self.slot)
     }
 
     /// Closes connections that have been idle for [`limits::UPSTREAM_IDLE`]; called every few

@@ -30,6 +30,7 @@ use crate::error::{Failure, Kind, Limit};
 use crate::limits;
 use crate::memory;
 use crate::telemetry::cells::{Cells, ConnState, ConnectResult, UpstreamCells};
+use crate::upstream::balance::Endpoint;
 use crate::upstream::connect::{Dialed, Dialer, Protocol};
 use crate::upstream::h1::SoloLease;
 use crate::upstream::h2::{self, Shared, SharedLease};
@@ -39,7 +40,7 @@ type Waiter = oneshot::Sender<Result<Lease, Failure>>;
 
 /// Connections to one URL, idle and shared, and the requests waiting for one.
 pub(crate) struct Pool {
-    pub(crate) url: Url,
+    pub(super) endpoint: Arc<Endpoint>,
     dialer: Dialer,
     /// The process's open files.
     files: Arc<Permits>,
@@ -67,7 +68,7 @@ pub(crate) enum Lease {
 
 impl Pool {
     pub(crate) fn new(
-        url: Url,
+        endpoint: Arc<Endpoint>,
         dialer: Dialer,
         files: &Arc<Permits>,
         idle_max: usize,
@@ -77,7 +78,7 @@ impl Pool {
     ) -> Rc<Pool> {
         let protocol = Cell::new(dialer.settled());
         Rc::new(Pool {
-            url,
+            endpoint,
             dialer,
             files: files.clone(),
             clock,
@@ -92,6 +93,11 @@ impl Pool {
             dials: Cell::new(0),
             retired: Cell::new(false),
         })
+    }
+
+    /// Where it leads to.
+    pub(crate) fn url(&self) -> &Url {
+        &self.endpoint.url
     }
 
     pub(super) fn cells(&self) -> &UpstreamCells {
@@ -282,7 +288,7 @@ async fn dial(pool: Rc<Pool>) {
         }
         Err((failure, result)) => {
             cells.connects(result).inc();
-            tracing::warn!(upstream = %pool.url.authority, %failure, "connecting failed");
+            tracing::warn!(upstream = %pool.url().authority, %failure, "connecting failed");
             pool.dial_failed(&failure);
         }
     }
@@ -310,11 +316,11 @@ async fn open(pool: &Rc<Pool>, place: Permit) -> Result<(), (Failure, ConnectRes
         }
         // Not put into the pool, which would only dial another one, and so on.
         Protocol::H1 => {
-            let text = format!("{}: it closed the connection at once", pool.url.authority);
+            let text = format!("{}: it closed the connection at once", pool.url().authority);
             Err((Failure::new(Kind::Connect, text), ConnectResult::Other))
         }
         Protocol::H2 => h2::open(pool, transport).await.map_err(|error| {
-            let text = format!("{}: HTTP/2 handshake: {error}", pool.url.authority);
+            let text = format!("{}: HTTP/2 handshake: {error}", pool.url().authority);
             (Failure::new(Kind::Connect, text), ConnectResult::Other)
         }),
     }
@@ -324,8 +330,8 @@ impl Lease {
     /// The URL it leads to.
     pub(crate) fn url(&self) -> &Url {
         match self {
-            Lease::Solo(lease) => &lease.pool().url,
-            Lease::Shared(lease) => &lease.pool().url,
+            Lease::Solo(lease) => lease.pool().url(),
+            Lease::Shared(lease) => lease.pool().url(),
         }
     }
 }

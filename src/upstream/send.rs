@@ -1,8 +1,8 @@
 //! One request out, one response head back.
 //!
-//! [`send`] takes a connection from the pool, writes the request as that connection needs it and
-//! waits for the head. It tries again only where the connection had closed before a byte of the
-//! request was written. Time limits are the caller's.
+//! [`send`] takes a connection from an endpoint's pool, writes the request as that connection needs it
+//! and waits for the head. It tries again only where the connection had closed before a byte of the
+//! request was written. Time limits and further attempts are the caller's.
 
 use std::rc::Rc;
 
@@ -34,8 +34,6 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// Ask the upstream not to compress.
     pub identity: bool,
-    /// The body.
-    pub body: Upload,
 }
 
 /// A response: its head, and its body as it comes.
@@ -63,27 +61,34 @@ const CLIENT_CREDENTIALS: [HeaderName; 4] = [
     header::COOKIE,
 ];
 
-/// Sends `outgoing` and waits for the response's head.
+/// Sends a request, made ready by [`prepare`], to the endpoint `index` and waits for the response's
+/// head.
 ///
 /// # Errors
 /// No connection (`Dns`, `Connect`, `ConnectTimeout`, `Tls`), a connection that broke before the
 /// head (`UpstreamGone`), a response that is no HTTP (`UpstreamProtocol`), or the client's own
 /// fault in the request body.
-pub async fn send(upstream: &Upstream, mut outgoing: Outgoing) -> Result<Answer, Failure> {
-    prepare(upstream, &mut outgoing);
-    let mut body = outgoing.body;
+pub(super) async fn send(
+    upstream: &Upstream,
+    index: usize,
+    outgoing: &Outgoing,
+    mut body: Box<Upload>,
+) -> Result<Answer, Unanswered> {
     let mut attempts = 1;
     loop {
-        let lease = upstream.checkout().await?;
+        let lease = match upstream.pools[index].checkout().await {
+            Ok(lease) => lease,
+            Err(failure) => return Err(Unanswered::Untouched(body, failure)),
+        };
         let url = lease.url();
         let target = target(url, &outgoing.literal_prefix, &outgoing.uri, &upstream.config.query)?;
         let answered = match lease {
             Lease::Solo(lease) => {
-                let host = &lease.pool().url.authority;
+                let host = &lease.pool().url().authority;
                 let chunked = body.size_hint().exact().is_none();
                 let (method, headers) = (&outgoing.method, &outgoing.headers);
                 let head = h1_send::head(method, target.as_str(), host, headers, chunked);
-                let sending = Sending::new(head, body, chunked);
+                let sending = Sending::new(head, *body, chunked);
                 let answered = h1::exchange(lease, sending, *method == Method::HEAD).await;
                 answered.map(|(head, body)| Answer { head, body: body.into() })
             }
@@ -93,26 +98,38 @@ pub async fn send(upstream: &Upstream, mut outgoing: Outgoing) -> Result<Answer,
                 *request.method_mut() = outgoing.method.clone();
                 *request.headers_mut() = outgoing.headers.clone();
                 head::detach(request.headers_mut());
-                *request.uri_mut() = absolute(&lease.pool().url, target)?;
-                let answered = h2_stream::exchange(lease, request, body).await;
+                *request.uri_mut() = absolute(lease.pool().url(), target)?;
+                let answered = h2_stream::exchange(lease, request, *body).await;
                 answered.map(|(head, body)| Answer { head, body: body.into() })
             }
         };
         match answered {
-            Ok(answer) => return Ok(answer),
             Err(Unanswered::Untouched(untouched, _)) if attempts < limits::POOL_ATTEMPTS => {
-                body = *untouched;
+                body = untouched;
                 attempts += 1;
             }
-            Err(Unanswered::Untouched(_, failure) | Unanswered::Failed(failure)) => {
-                return Err(failure);
-            }
+            answered => return answered,
         }
     }
 }
 
+impl Unanswered {
+    /// What went wrong.
+    pub(super) fn failure(self) -> Failure {
+        match self {
+            Unanswered::Untouched(_, failure) | Unanswered::Failed(failure) => failure,
+        }
+    }
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Unanswered {
+        Unanswered::Failed(failure)
+    }
+}
+
 /// The head rules that hold for every upstream connection.
-fn prepare(upstream: &Upstream, outgoing: &mut Outgoing) {
+pub(super) fn prepare(upstream: &Upstream, outgoing: &mut Outgoing, body: &Upload) {
     let config = &upstream.config;
     let headers = &mut outgoing.headers;
     // First what belongs to the client's connection goes, so that a header it nominates cannot
@@ -124,17 +141,16 @@ fn prepare(upstream: &Upstream, outgoing: &mut Outgoing) {
     if outgoing.identity {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
-    if let Some(credential) = &config.credential {
+    if !config.credentials.is_empty() {
         for name in CLIENT_CREDENTIALS {
             headers.remove(name);
         }
-        headers.insert(credential.header.clone(), credential.value.clone());
     }
     for (name, value) in &config.headers {
         headers.insert(name.clone(), value.clone());
     }
     // A server may refuse a body, or the lack of one, without a length (RFC 9110, 8.6).
-    match outgoing.body.size_hint().exact() {
+    match body.size_hint().exact() {
         Some(0) if !matches!(outgoing.method, Method::POST | Method::PUT | Method::PATCH) => {}
         Some(length) => {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

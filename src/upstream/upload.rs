@@ -211,6 +211,13 @@ impl UploadState {
         self.moved.set(when);
     }
 
+    /// It goes out once more, at `now`.
+    pub(super) fn restarted(&self, now: Tick) {
+        self.moved.set(now);
+        // Nobody polls an empty body.
+        self.done.set(self.bytes.get() == 0);
+    }
+
     /// Whether the whole body has come in from the client.
     pub fn received(&self) -> bool {
         self.received.get()
@@ -293,6 +300,45 @@ impl Upload {
         upload.state.moved.set(wheel.now());
         upload.timer.clear();
         Ok(upload)
+    }
+
+    /// No body at all.
+    pub(super) fn empty(wheel: &Wheel) -> Upload {
+        let state = UploadState::default();
+        state.received.set(true);
+        state.done.set(true);
+        Upload {
+            ahead: VecDeque::new(),
+            rest: None,
+            left: Some(0),
+            state: Rc::new(state),
+            wheel: wheel.clone(),
+            timer: wheel.timer(),
+            pace: Pace::new(Duration::MAX, 0),
+            max: 0,
+            charge: Charge::none(&Budget::new(0)),
+        }
+    }
+
+    /// The same body once more, if it has come in whole. The two share their bytes, and the charge for
+    /// them goes to the copy: it is kept until an answer has come, when this one has been sent, but for
+    /// the rest of one that was answered early.
+    pub(super) fn again(&mut self) -> Option<Upload> {
+        if self.rest.is_some() || !self.state.received() {
+            return None;
+        }
+        let charge = self.charge.take();
+        Some(Upload {
+            ahead: self.ahead.clone(),
+            rest: None,
+            left: self.left,
+            state: self.state.clone(),
+            wheel: self.wheel.clone(),
+            timer: self.wheel.timer(),
+            pace: self.pace,
+            max: self.max,
+            charge,
+        })
     }
 
     /// What others may know of it while it is being sent.

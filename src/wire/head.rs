@@ -198,6 +198,13 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Whether an answer is a stream of events to be followed. One with a content-encoding is not.
+pub fn is_tracked(head: &http::response::Parts) -> bool {
+    let stream = head.status.is_success() && is_event_stream(&head.headers);
+    let encoding = head.headers.get(http::header::CONTENT_ENCODING);
+    stream && encoding.is_none_or(|e| e.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
 /// Headers with another value in every message.
 const UNREPEATED: [&str; 3] = ["traceparent", "x-request-id", "tidegate-request-id"];
 

@@ -28,10 +28,11 @@ use tidegate::stream::life::{Birth, Life, Live, Place};
 use tidegate::stream::relay::{Relay, Verdict};
 use tidegate::stream::source::Source;
 use tidegate::telemetry::{Cells, Shape};
-use tidegate::upstream::Upstream;
-use tidegate::upstream::send::{Outgoing, send};
+use tidegate::upstream::attempts::{self, Bounds};
+use tidegate::upstream::send::Outgoing;
 use tidegate::upstream::tls::ClientTls;
 use tidegate::upstream::upload::{BodyRules, RequestBody, Upload};
+use tidegate::upstream::{Known, Upstream};
 use tidegate::wire::sse::Tracker;
 use tidegate::wire::wheel::{Tick, Wheel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,16 +131,28 @@ async fn stream(simulator: SocketAddr) -> Stream {
     let config = config::parse(&text, "test.toml").unwrap_or_else(|f| panic!("{f}")).config;
     let tls = ClientTls::new(&rustls::RootCertStore::empty(), None, None).expect("nothing to read");
     let (one, files) = (config.upstreams[0].clone(), Permits::new(1));
-    let upstream = Upstream::new(0, one, &tls, None, &files, &clock, &cells);
+    let known = Known::new(&one, &tls, None);
+    let upstream = Upstream::new(0, one, known, None, &files, &clock, &cells);
     let outgoing = Outgoing {
         method: Method::POST,
         uri: Uri::from_static("/v1/chat/completions"),
         literal_prefix: "/v1".into(),
         headers: HeaderMap::new(),
         identity: true,
-        body: upload(&wheel).await,
     };
-    let answer = send(&upstream, outgoing).await.unwrap_or_else(|f| panic!("{f:?}"));
+    let bounds = Bounds {
+        clock: clock.clone(),
+        wheel: wheel.clone(),
+        first_byte: Duration::from_secs(10),
+        deadline: None,
+        safe: false,
+        key: None,
+        family: Family::OpenAi,
+        max_event: 1 << 20,
+    };
+    let body = upload(&wheel).await;
+    let answer = attempts::answer(&upstream, outgoing, body, bounds, |_| ()).await;
+    let answer = answer.unwrap_or_else(|f| panic!("{f:?}"));
     let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
     let ground = Rc::new(Ground {
         clock,

@@ -73,7 +73,7 @@ const TABLE: [Row; 32] = [
     with(both("error-first", Status(502, "sim"), "upstream_error"), &[("sim-split", "byte")]),
     both("empty", Status(502, "upstream_empty"), "upstream_truncated"),
     row("reset-head", GONE, GONE),
-    row("refuse", GONE, GONE),
+    row("refuse", GONE, (Status(502, "upstream_refused"), "upstream_error")),
     // Answers that are no event stream pass as they are, whatever they say.
     both("html", Passed(200, "Please sign in"), "completed"),
     both("early", Passed(413, r#""code":"sim""#), "completed"),
@@ -142,7 +142,10 @@ async fn strike(row: &Row, upstream_h2: bool) {
     let limits = if quick { "first_byte = \"1500ms\"\nidle = \"1500ms\"" } else { "" };
     // One worker, so that all streams to an HTTP/2 upstream share one connection.
     let (stream, server) = (limits.to_owned(), "workers = 1".to_owned());
-    let stage = Stage::start(Setup { upstream_h2, stream, server, ..Setup::default() }).await;
+    // What is done about faults is another test's.
+    let upstream = "retry = { attempts = 1 }".to_owned();
+    let stage = Stage::start(Setup { upstream_h2, stream, server, upstream, ..Setup::default() });
+    let stage = stage.await;
     warm_up(&stage).await;
     let crowd = Crowd::start(&stage).await;
     let (mut h1, mut h2) = (stage.client(Http::H1).await, again(&crowd.shared));
@@ -255,7 +258,7 @@ async fn an_event_beyond_the_limit_is_closed_and_told() {
                 ];
                 let answer = stage.client(http).await.stream(&fields).await;
                 let what = format!("huge {http:?} {line_end} upstream h2 {upstream_h2}");
-                assert_eq!((answer.status, answer.end.clone()), (200, End::Cut), "{what}");
+                assert_eq!((answer.status, answer.end), (200, End::Cut), "{what}");
                 // Two whole events and the beginning of the huge one; then, as that cannot be
                 // taken back, its end and the error event.
                 let at = memchr::memmem::rfind(&answer.body, b"\n\ndata: {\"error\"");

@@ -23,7 +23,7 @@ pub enum Http {
 }
 
 /// How an answer ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// As its framing says it should.
     Clean,

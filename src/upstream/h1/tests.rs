@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::{HttpVersion, Scheme, Url};
 use crate::telemetry::Shape;
 use crate::telemetry::cells::Cells;
+use crate::upstream::balance::Endpoint;
 use crate::upstream::connect::Dialer;
 use crate::upstream::h1_send;
 use crate::upstream::tls;
@@ -30,14 +31,15 @@ fn pool() -> Rc<Pool> {
     };
     let none = rustls::RootCertStore::empty();
     let tls = tls::ClientTls::new(&none, None, None).expect("a configuration");
-    let dialer = Dialer::new(&url, HttpVersion::H1, &tls.config, Duration::from_secs(1));
+    let endpoint = Endpoint::new(url, Duration::from_secs(30), None);
+    let dialer = Dialer::new(&endpoint, HttpVersion::H1, &tls.config, Duration::from_secs(1));
     let shape = Shape {
         listeners: vec!["l".into()],
         upstreams: vec!["u".into()],
         routes: vec![("r".into(), 0)],
     };
     let (files, cells) = (Permits::new(0), std::sync::Arc::new(Cells::new(&shape)));
-    Pool::new(url, dialer, &files, 8, 0, Clock::System, cells)
+    Pool::new(endpoint, dialer, &files, 8, 0, Clock::System, cells)
 }
 
 /// A connection in use, and its peer.

@@ -1,0 +1,298 @@
+//! Another attempt at the same upstream: for what, how often, and for what never.
+
+use std::time::{Duration, Instant};
+
+use tidegate::sim::{Behaviour, Kind, expected_body};
+
+use crate::stage::client::{CHAT, STREAM};
+use crate::stage::events::error_code;
+use crate::stage::{Answer, End, Http, Setup, Stage};
+
+/// What the upstream does at first, and what comes of it.
+struct Row {
+    /// `sim-*` fields; the fault is over after so many attempts as `sim-fault-times` says.
+    fields: &'static [(&'static str, &'static str)],
+    /// Lines of the route.
+    route: &'static str,
+    /// The client's status, and the code of its error if it is one.
+    sees: (u16, Option<&'static str>),
+    /// Requests that the upstream saw, over HTTP/1.1 and HTTP/2.
+    asked: [u64; 2],
+    /// What `tidegate_retries_total` counts, and under which reason.
+    retries: (&'static str, f64),
+}
+
+const WHOLE: (u16, Option<&str>) = (200, None);
+const REPEATABLE: &str = "repeatable = true";
+
+const TABLE: [Row; 16] = [
+    // The answer says when: not sooner.
+    Row {
+        fields: &[("sim-status", "429"), ("sim-retry-after", "1"), ("sim-fault-times", "1")],
+        route: "",
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("status", 1.0),
+    },
+    // It asks for more time than anybody has.
+    Row {
+        fields: &[("sim-status", "429"), ("sim-retry-after", "60"), ("sim-fault-times", "1")],
+        route: "",
+        sees: (429, Some("simulated error")),
+        asked: [1; 2],
+        retries: ("status", 0.0),
+    },
+    Row {
+        fields: &[("sim-status", "500"), ("sim-fault-times", "3")],
+        route: "",
+        sees: WHOLE,
+        asked: [4; 2],
+        retries: ("status", 3.0),
+    },
+    // One more than there are attempts: the last answer is the client's.
+    Row {
+        fields: &[("sim-status", "500"), ("sim-fault-times", "4")],
+        route: "",
+        sees: (500, Some("simulated error")),
+        asked: [4; 2],
+        retries: ("status", 3.0),
+    },
+    // Not one of the statuses that the rule names.
+    Row {
+        fields: &[("sim-status", "400"), ("sim-fault-times", "1")],
+        route: "",
+        sees: (400, Some("simulated error")),
+        asked: [1; 2],
+        retries: ("status", 0.0),
+    },
+    Row {
+        fields: &[("sim-fault", "error-first"), ("sim-fault-times", "1")],
+        route: "",
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("error_first", 1.0),
+    },
+    Row {
+        fields: &[("sim-fault", "error-first")],
+        route: "",
+        sees: (502, None),
+        asked: [4; 2],
+        retries: ("error_first", 3.0),
+    },
+    Row {
+        fields: &[("sim-fault", "empty"), ("sim-fault-times", "2")],
+        route: "",
+        sees: WHOLE,
+        asked: [3; 2],
+        retries: ("empty", 2.0),
+    },
+    // It may have run.
+    Row {
+        fields: &[("sim-fault", "reset-head"), ("sim-fault-times", "1")],
+        route: "",
+        sees: (502, Some("upstream_gone")),
+        asked: [1; 2],
+        retries: ("gone", 0.0),
+    },
+    Row {
+        fields: &[("sim-fault", "reset-head"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("gone", 1.0),
+    },
+    // A closed connection may have run it; a refused stream has not.
+    Row {
+        fields: &[("sim-fault", "refuse"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("", 1.0),
+    },
+    Row {
+        fields: &[("sim-fault", "stall-head"), ("sim-fault-times", "1")],
+        route: "",
+        sees: (504, Some("upstream_first_byte_timeout")),
+        asked: [1; 2],
+        retries: ("timeout", 0.0),
+    },
+    Row {
+        fields: &[("sim-fault", "stall-head"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("timeout", 1.0),
+    },
+    // Something has gone on to the client: never again, whatever the rule says.
+    Row {
+        fields: &[("sim-fault", "fin"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: (200, Some("upstream_truncated")),
+        asked: [1; 2],
+        retries: ("", 0.0),
+    },
+    Row {
+        fields: &[("sim-fault", "rst"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: (200, Some("upstream_truncated")),
+        asked: [1; 2],
+        retries: ("", 0.0),
+    },
+    Row {
+        fields: &[("sim-fault", "error-middle"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: (200, Some("simulated")),
+        asked: [1; 2],
+        retries: ("", 0.0),
+    },
+];
+
+const RULE: &str = "retry = { attempts = 4, backoff = \"20ms\", budget = \"100%\" }";
+
+/// The whole stream of `id`, and nothing else.
+fn whole(id: u64) -> Vec<u8> {
+    expected_body(&Behaviour::default(), Kind::Chat, id, "tide-1", false)
+}
+
+async fn asks(stage: &Stage, http: Http, id: u64, fields: &[(&str, &str)]) -> Answer {
+    let text = id.to_string();
+    let own = [("sim-stream", text.as_str()), ("sim-clock", "off")];
+    stage.client(http).await.stream(&[&own, fields].concat()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_trouble_is_met_as_its_row_says() {
+    for upstream_h2 in [false, true] {
+        for (n, row) in TABLE.iter().enumerate() {
+            let what = format!("{n}, h2 {upstream_h2}: {:?} {}", row.fields, row.route);
+            let setup = Setup {
+                upstream_h2,
+                stream: "first_byte = \"500ms\"".to_owned(),
+                upstream: RULE.to_owned(),
+                route: row.route.to_owned(),
+                ..Setup::default()
+            };
+            let stage = Stage::start(setup).await;
+            for (id, http) in [(1, Http::H1), (2, Http::H2)] {
+                let (before, asked) = (stage.metrics().await, stage.sim.counts().requests);
+                let began = Instant::now();
+                let answer = asks(&stage, http, id, row.fields).await;
+                let what = format!("{what}, {http:?}: {}", answer.text());
+                assert_eq!(answer.status, row.sees.0, "{what}");
+                if row.sees == WHOLE {
+                    assert_eq!((answer.end, &answer.body), (End::Clean, &whole(id)), "{what}");
+                } else if answer.status == 200 {
+                    assert_eq!(answer.end, End::Cut, "{what}");
+                }
+                if let Some(code) = row.sees.1 {
+                    assert!(answer.text().contains(code), "{what}");
+                }
+                let requests = stage.sim.counts().requests - asked;
+                assert_eq!(requests, row.asked[usize::from(upstream_h2)], "{what}");
+                let reason = match row.retries.0 {
+                    "" => String::new(),
+                    reason => format!("reason=\"{reason}\""),
+                };
+                let series = format!("tidegate_retries_total{{upstream=\"sim\",{reason}");
+                let counted = stage.metrics().await.sum(&series) - before.sum(&series);
+                assert_eq!(counted, row.retries.1, "{what}");
+                if row.fields.contains(&("sim-retry-after", "1")) {
+                    assert!(began.elapsed() >= Duration::from_secs(1), "{what}");
+                }
+            }
+            stage.until("nothing is left", |m| m.live() == 0.0).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_never_reached_the_upstream_is_sent_again_without_a_rule() {
+    for (fields, upstream_h2, asked) in [
+        // An HTTP/2 stream that was refused.
+        (&[("sim-fault", "refuse"), ("sim-fault-times", "1")][..], true, 2),
+        // An HTTP/1.1 connection that ended: it may have run.
+        (&[("sim-fault", "refuse"), ("sim-fault-times", "1")], false, 1),
+        (&[("sim-status", "503"), ("sim-fault-times", "1")], true, 1),
+        (&[("sim-fault", "error-first"), ("sim-fault-times", "1")], true, 1),
+    ] {
+        let stage = Stage::start(Setup { upstream_h2, ..Setup::default() }).await;
+        let answer = asks(&stage, Http::H1, 1, fields).await;
+        assert_eq!(answer.status == 200, asked == 2, "{fields:?}: {}", answer.text());
+        assert_eq!(stage.sim.counts().requests, asked, "{fields:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_sent_again_whole_and_only_if_they_are_kept() {
+    for (length, asked) in [(200_000, 2), (2_000_000, 1)] {
+        let setup = Setup { upstream: RULE.to_owned(), ..Setup::default() };
+        let stage = Stage::start(setup).await;
+        let body = STREAM.replace("[]", &format!("\"{}\"", "x".repeat(length)));
+        let fields = [("sim-status", "500"), ("sim-fault-times", "1"), ("sim-stream", "1")];
+        let mut client = stage.client(Http::H1).await;
+        let answer = client.ask("POST", CHAT, &fields, body.clone()).await;
+        assert_eq!(answer.status == 200, asked == 2, "{length}");
+        let seen = stage.sim.requests();
+        assert_eq!(seen.len() as u64, asked, "{length}");
+        assert!(seen.iter().all(|seen| seen.body_length == body.len() as u64), "{length}");
+        let same = seen.iter().all(|other| other.body_fnv1a64 == seen[0].body_fnv1a64);
+        assert!(same && seen.iter().all(|seen| seen.body_complete), "{length}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_are_bounded_for_all_requests_together() {
+    let upstream = "retry = { attempts = 10, backoff = \"1ms\", budget = \"0%\" }".to_owned();
+    let stage = Stage::start(Setup { upstream, ..Setup::default() }).await;
+    for id in 0..30 {
+        assert_eq!(asks(&stage, Http::H1, id, &[("sim-status", "500")]).await.status, 500);
+    }
+    // Thirty requests and the ten of the burst.
+    assert_eq!(stage.sim.counts().requests, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_a_retry_waits_has_left() {
+    let upstream = "retry = { backoff_max = \"1h\" }".to_owned();
+    let stage = Stage::start(Setup { upstream, ..Setup::default() }).await;
+    let mut client = stage.client(Http::H1).await;
+    let fields = [("sim-status", "503"), ("sim-retry-after", "600")];
+    let started = client.start("POST", CHAT, &fields, STREAM).await;
+    stage.sim.wait_for(|c| c.requests == 1, crate::stage::PATIENCE).await.expect("asked");
+    drop(started);
+    drop(client);
+    stage.until("it has left", |m| m.ended("client_closed") == 1.0 && m.live() == 0.0).await;
+    assert_eq!(stage.sim.counts().requests, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_pause_goes_beyond_the_clients_own_deadline() {
+    let upstream = "retry = { backoff_max = \"1h\" }".to_owned();
+    let stage = Stage::start(Setup { upstream, ..Setup::default() }).await;
+    let fields =
+        [("sim-status", "503"), ("sim-retry-after", "30"), ("x-stainless-read-timeout", "5")];
+    let began = Instant::now();
+    let answer = asks(&stage, Http::H1, 1, &fields).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("30"), "the upstream's own words");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promised_stream_is_retried_too_and_its_client_sees_only_heartbeats() {
+    let setup = Setup {
+        stream: "commit_after = \"100ms\"\nheartbeat = \"200ms\"".to_owned(),
+        upstream: RULE.to_owned(),
+        ..Setup::default()
+    };
+    let stage = Stage::start(setup).await;
+    let fields =
+        [("sim-fault", "error-first"), ("sim-fault-times", "2"), ("sim-first-byte", "400ms")];
+    let answer = asks(&stage, Http::H1, 1, &fields).await;
+    assert_eq!((answer.status, answer.end), (200, End::Clean), "{}", answer.text());
+    let beats = answer.text().matches(": ping\n").count();
+    assert!(beats >= 2, "{beats}");
+    assert_eq!(answer.text().replace(": ping\n", "").as_bytes(), whole(1));
+    assert_eq!(error_code(&answer.body), None);
+    assert_eq!(stage.sim.counts().requests, 3);
+}
