@@ -189,3 +189,6 @@ pub const KEY_REST_MAX: Duration = Duration::from_secs(600);
 pub const KEY_LOOK: Duration = Duration::from_secs(5);
 /// Connections that the health check of one endpoint may have open; one is used.
 pub const HEALTH_FILES: usize = 4;
+/// How often an HTTP/1.1 client that is in the middle of a body is looked after, should nobody read it:
+/// whether it has left shows nowhere else.
+pub const LEFT_LOOK: Duration = Duration::from_secs(1);

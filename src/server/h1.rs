@@ -183,7 +183,21 @@ impl Watch {
             self.idle_since = now;
             self.nudged = false;
             // Armed all the same: a drain wakes whoever has a timer.
-            self.timer.set(now.after(limits::CLIENT_IDLE), cx.waker());
+            let mut due = now.after(limits::CLIENT_IDLE);
+            if self.inbound.in_body() {
+                // Turns for other reasons do not put it off.
+                let look = now.after(limits::LEFT_LOOK);
+                match self.timer.due().filter(|due| *due <= look) {
+                    Some(armed) if armed > now => due = armed,
+                    Some(_) => {
+                        self.inbound.ask();
+                        cx.waker().wake_by_ref();
+                        due = look;
+                    }
+                    None => due = look,
+                }
+            }
+            self.timer.set(due, cx.waker());
             return control.poll_cut(cx).map(Verdict::Cut);
         }
         let blocked = self.state.blocked_since();

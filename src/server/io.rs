@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -37,6 +38,10 @@ pub struct Inbound {
     head_since: Cell<Option<Tick>>,
     /// Complete heads that hyper has not made a request of.
     waiting: Cell<u32>,
+    /// A body has begun and not come to its end.
+    in_body: Cell<bool>,
+    /// The socket is to be asked whether the client has left.
+    ask: Cell<bool>,
 }
 
 impl Inbound {
@@ -53,6 +58,17 @@ impl Inbound {
     /// How many complete heads wait for hyper.
     pub fn waiting(&self) -> u32 {
         self.waiting.get()
+    }
+
+    /// Whether a request's body has begun and not come to its end: while nobody reads it, nobody sees
+    /// behind it that the client has left.
+    pub fn in_body(&self) -> bool {
+        self.in_body.get()
+    }
+
+    /// With its next flush, which hyper makes in each of its turns, the socket is asked for that.
+    pub fn ask(&self) {
+        self.ask.set(true);
     }
 
     /// Since when a request head is incomplete.
@@ -135,6 +151,7 @@ impl ClientIo {
         let more = u32::try_from(guard.heads() - heads).unwrap_or(u32::MAX);
         self.inbound.waiting.set(self.inbound.waiting.get().saturating_add(more));
         let within_head = guard.expecting() == Expecting::Head;
+        self.inbound.in_body.set(guard.expecting() == Expecting::Body);
         match (within_head, self.inbound.head_since.get()) {
             (true, None) => self.inbound.head_since.set(Some(self.ground.wheel.now())),
             (false, Some(_)) => self.inbound.head_since.set(None),
@@ -184,6 +201,13 @@ impl ClientIo {
         }
         let _ = wheel.timeout(limits::CLOSE_WAIT, discard(tcp)).await;
     }
+}
+
+/// Whether the other end will send no more than what lies here unread.
+fn has_left(tcp: &TcpStream) -> bool {
+    let mut asked = [PollFd::new(tcp, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 async fn discard(tcp: &TcpStream) {
@@ -313,6 +337,9 @@ impl AsyncWrite for ClientIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        if me.inbound.ask.take() && has_left(me.tcp()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let polled = match &mut me.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Socket::Tls(tls) => Pin::new(tls).poll_flush(cx),

@@ -211,8 +211,6 @@ async fn who_leaves_the_queue_is_gone_from_it_and_the_place_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the rest of the body is not read while the request waits, so the end behind it is not \
-            seen: it stays in the queue until its turn or queue_wait"]
 async fn who_leaves_the_queue_half_way_through_an_http1_body_is_gone_from_it() {
     leaves(&[Way::H1Torn]).await;
 }
