@@ -516,6 +516,24 @@ fn shipped() -> Vec<Source> {
     sources.into_values().collect()
 }
 
+/// Names of tests in a text: words in backticks with more underscores than others have; a path before them does not
+/// matter, and three dots at their end stand for the rest.
+fn tests_named(text: &str) -> Vec<&str> {
+    let spans = text.split('`').skip(1).step_by(2);
+    let names = spans.filter_map(|span| span.rsplit("::").next());
+    names.filter(|name| name.matches('_').count() > 3).collect()
+}
+
+/// Tests that a text names and no source has.
+fn check_tests_named(text: &str, sources: &BTreeMap<String, Source>) -> Vec<String> {
+    let missing = |name: &&str| {
+        let begins = format!("fn {}", name.trim_end_matches('…'));
+        !sources.values().any(|source| source.text.contains(&begins))
+    };
+    let lost = tests_named(text).into_iter().filter(missing);
+    lost.map(|name| format!("there is no test {name}; name the one that shows it now")).collect()
+}
+
 #[track_caller]
 fn assert_none(complaints: Vec<String>) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
@@ -557,6 +575,19 @@ fn no_file_is_too_long() {
 fn nothing_banned_is_called() {
     assert_all(tree("src").values(), check_banned);
     assert_all(&shipped(), check_unwrap);
+}
+
+#[test]
+fn the_tests_that_the_documents_name_exist() {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/RELIABILITY.md"));
+    let text = text.expect("docs/RELIABILITY.md");
+    assert!(tests_named(&text).len() > 10, "it names tests");
+    let mut all = tree("src");
+    all.extend(tree("tests"));
+    assert_none(check_tests_named(&text, &all));
+    let none = "`a_test_that_is_not_there`, `rooms::and_one_more_of_them…`, `no_test`";
+    assert_eq!(check_tests_named(none, &all).len(), 2);
 }
 
 #[test]

@@ -168,6 +168,12 @@ impl Ledger {
         state.stream_next
     }
 
+    /// How many requests with this `sim-stream` have come, among those that are remembered.
+    pub(super) fn attempts(&self, stream: u64) -> u32 {
+        let state = self.lock();
+        state.attempts.iter().find(|(id, _)| *id == stream).map_or(0, |(_, times)| *times)
+    }
+
     /// How many requests with this `sim-stream` came before this one.
     pub(super) fn attempts_before(&self, stream: u64) -> u32 {
         let mut state = self.lock();
@@ -290,6 +296,7 @@ mod tests {
     fn attempts_are_counted_per_stream_and_bounded() {
         let ledger = Ledger::default();
         assert_eq!((ledger.attempts_before(7), ledger.attempts_before(7)), (0, 1));
+        assert_eq!((ledger.attempts(7), ledger.attempts(8)), (2, 0));
         for id in 100..100 + ATTEMPTS_MAX as u64 {
             assert_eq!(ledger.attempts_before(id), 0);
         }

@@ -141,6 +141,12 @@ impl Sim {
         self.shared.ledger.seen()
     }
 
+    /// How many requests with this `sim-stream`, and with `sim-fault-times`, have come; of the last
+    /// 1,024 such streams.
+    pub fn attempts(&self, stream: u64) -> u32 {
+        self.shared.ledger.attempts(stream)
+    }
+
     /// Zeroes the counters and forgets the requests seen, as `GET /sim/reset` does.
     pub fn reset(&self) {
         self.shared.ledger.reset();

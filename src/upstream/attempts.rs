@@ -10,6 +10,7 @@
 //! or failure, whatever it is.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
@@ -93,8 +94,9 @@ pub async fn answer(
         // The one before is given up only now.
         last = None;
         let Some(mut sent) = body.take() else { break };
-        // Only what has come in whole can be sent twice.
-        let copy = if rule.attempts > 1 { sent.again() } else { None };
+        // Only what has come in whole can be sent twice, and not everything ever has to be.
+        let wanted = rule.attempts > 1 && (repeatable || rule.replays() || upstream.may_refuse());
+        let copy = if wanted || !known.keys.is_empty() { sent.again() } else { None };
         if attempt > 1 {
             state.restarted(bounds.wheel.now());
         }
@@ -103,7 +105,8 @@ pub async fn answer(
         let key = known.keys.put(&mut outgoing.headers, start);
         let limited = copy.is_some() && attempt < rule.attempts && repeatable;
         let limit = limited.then_some(bounds.first_byte);
-        let mut outcome = one(upstream, choice.index, &outgoing, sent, &bounds, limit).await;
+        let mut outcome =
+            within(limit, &bounds, one(upstream, choice.index, &outgoing, sent, &bounds)).await;
         let took = bounds.clock.now().since(start);
         tell(&known.endpoints.list()[choice.index], choice.attempt, &outcome, took, &bounds);
         body = copy.map(Box::new).or(outcome.untouched.take());
@@ -206,23 +209,30 @@ impl Outcome {
     }
 }
 
-/// One attempt at an endpoint; `limit` is the longest wait for its response's head.
+/// `attempt` unless it takes longer than `limit`, from which on another may be made.
+async fn within(
+    limit: Option<Duration>,
+    bounds: &Bounds,
+    attempt: impl Future<Output = Outcome>,
+) -> Outcome {
+    let Some(limit) = limit else { return attempt.await };
+    bounds.wheel.timeout(limit, attempt).await.unwrap_or_else(|_| {
+        let text = format!("no event within stream.first_byte = {limit:?}");
+        let trouble = Some(Trouble::Failed(Kind::FirstByte));
+        let answer = Err(Failure::new(Kind::FirstByte, text));
+        Outcome { answer, trouble, untouched: None }
+    })
+}
+
+/// One attempt at an endpoint.
 async fn one(
     upstream: &Upstream,
     index: usize,
     outgoing: &Outgoing,
     body: Box<Upload>,
     bounds: &Bounds,
-    limit: Option<Duration>,
 ) -> Outcome {
-    let sending = send(upstream, index, outgoing, body);
-    let sent = match limit {
-        None => sending.await,
-        Some(limit) => bounds.wheel.timeout(limit, sending).await.unwrap_or_else(|_| {
-            let text = format!("no response head within stream.first_byte = {limit:?}");
-            Err(Unanswered::Failed(Failure::new(Kind::FirstByte, text)))
-        }),
-    };
+    let sent = send(upstream, index, outgoing, body).await;
     match sent {
         Ok(answer) => {
             let look = upstream.config.retry.first_event && answer.head.status.is_success();

@@ -129,6 +129,11 @@ impl Upstream {
                 == (config.http, config.connect, config.pool_idle_max)
     }
 
+    /// Whether it may refuse a request after having taken it: only HTTP/2 can.
+    fn may_refuse(&self) -> bool {
+        self.pools.iter().any(|pool| pool.may_be_h2())
+    }
+
     /// Lets go of the pools that `next`, the upstream of this name in the configuration after this
     /// one, has not taken over: their idle connections close at once, the others after the
     /// exchanges that use them.

@@ -100,6 +100,11 @@ impl Pool {
         &self.endpoint.url
     }
 
+    /// Whether its connections speak HTTP/2, as far as is known.
+    pub(super) fn may_be_h2(&self) -> bool {
+        self.protocol.get() != Some(Protocol::H1)
+    }
+
     pub(super) fn cells(&self) -> &UpstreamCells {
         self.cells.upstream(self.upstream)
     }

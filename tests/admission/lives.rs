@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::stage::client::CHAT;
 use super::stage::events::code_of;
+use super::stage::random::Random;
 use super::stage::{Answer, Client, End, Http, Metrics, PATIENCE, Setup, Stage, soon};
 use super::{TRUSTED, Tenant, refused, tenant, told_to_wait};
 
@@ -76,33 +77,6 @@ const REFUSED: [&str; 13] = [
     "failed_keys",
     "forbidden",
 ];
-
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `end`.
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// True once in so many.
-    fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 fn panics(headers: &http::HeaderMap) {
     assert!(!headers.contains_key("x-panic"), "a test wants it");

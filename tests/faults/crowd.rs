@@ -1,4 +1,4 @@
-//! Bystanders: good streams that run while something else goes wrong.
+//! Bystanders: good streams that run while something else goes wrong, with `FIRST_ID` and above as ids.
 
 use tidegate::sim::{Behaviour, Kind, expected_body};
 use tokio::task::JoinSet;
@@ -6,16 +6,16 @@ use tokio::task::JoinSet;
 use super::stage::events::error_code;
 use super::stage::{Answer, Client, End, Http, PATIENCE, Stage};
 
-/// Streams of a crowd: half over HTTP/1.1, half over one HTTP/2 connection.
+/// Streams of a usual crowd: half over HTTP/1.1, half over one HTTP/2 connection.
 pub(crate) const CROWD: usize = 100;
-const EVENTS: u32 = 12;
-const INTERVAL: &str = "30ms";
 /// Bystanders have ids from here on.
 const FIRST_ID: u64 = 1000;
 
 /// Streams that are running.
 pub(crate) struct Crowd {
     running: JoinSet<(u64, Answer)>,
+    /// Events of each.
+    events: u32,
     /// The HTTP/2 connection they share, with room for more.
     pub(crate) shared: Client,
 }
@@ -35,18 +35,28 @@ pub(crate) async fn warm_up(stage: &Stage) {
     assert_eq!((answer.status, answer.end), (200, End::Clean));
 }
 
-fn whole(id: u64) -> Vec<u8> {
-    let behaviour = Behaviour { count: EVENTS, ..Behaviour::default() };
+fn whole(id: u64, events: u32) -> Vec<u8> {
+    let behaviour = Behaviour { count: events, ..Behaviour::default() };
     expected_body(&behaviour, Kind::Chat, id, "tide-1", false)
 }
 
 impl Crowd {
     /// Starts [`CROWD`] streams and waits until the upstream has them all.
     pub(crate) async fn start(stage: &Stage) -> Crowd {
+        Crowd::of(stage, CROWD, 12, "30ms").await
+    }
+
+    /// Starts so many streams of so many events, and waits until the upstream has them all.
+    pub(crate) async fn of(
+        stage: &Stage,
+        size: usize,
+        events: u32,
+        interval: &'static str,
+    ) -> Crowd {
         let before = stage.sim.counts().requests;
         let shared = stage.client(Http::H2).await;
         let mut running = JoinSet::new();
-        for n in 0..CROWD {
+        for n in 0..size {
             let mut client = match n % 2 {
                 0 => stage.client(Http::H1).await,
                 _ => again(&shared),
@@ -57,22 +67,26 @@ impl Crowd {
                 let fields = [
                     ("sim-clock", "off"),
                     ("sim-stream", text.as_str()),
-                    ("sim-count", &EVENTS.to_string()),
-                    ("sim-interval", INTERVAL),
+                    ("sim-count", &events.to_string()),
+                    ("sim-interval", interval),
                 ];
                 (id, client.stream(&fields).await)
             });
         }
-        let arrived = stage.sim.wait_for(|c| c.requests >= before + CROWD as u64, PATIENCE).await;
+        let arrived = stage.sim.wait_for(|c| c.requests >= before + size as u64, PATIENCE).await;
         arrived.expect("every bystander's request at the upstream");
-        Crowd { running, shared }
+        Crowd { running, events, shared }
     }
 
     /// Every one of them gets all its bytes.
     pub(crate) async fn arrives(self, what: &str) {
         for (id, answer) in self.running.join_all().await {
             let text = answer.text();
-            assert_eq!(text, String::from_utf8_lossy(&whole(id)), "{what}: bystander {id}");
+            assert_eq!(
+                text,
+                String::from_utf8_lossy(&whole(id, self.events)),
+                "{what}: bystander {id}"
+            );
             assert_eq!((answer.status, answer.end), (200, End::Clean), "{what}: bystander {id}");
         }
     }
@@ -82,11 +96,16 @@ impl Crowd {
         let mut told = 0;
         for (id, answer) in self.running.join_all().await {
             if answer.end == End::Clean {
-                assert_eq!(answer.body, whole(id), "{what}: bystander {id}");
+                assert_eq!(answer.body, whole(id, self.events), "{what}: bystander {id}");
                 continue;
             }
             told += 1;
-            let same = answer.body.iter().zip(whole(id)).take_while(|(a, b)| **a == *b).count();
+            let same = answer
+                .body
+                .iter()
+                .zip(whole(id, self.events))
+                .take_while(|(a, b)| **a == *b)
+                .count();
             // Both go on with `data: {"`; the error event begins where the last whole event ended.
             let events = answer.body[..same].windows(2).rposition(|w| w == b"\n\n");
             let tail = &answer.body[events.map_or(0, |n| n + 2)..];

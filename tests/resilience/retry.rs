@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use tidegate::sim::{Behaviour, Kind, expected_body};
 
+use crate::crowd::{Crowd, warm_up};
 use crate::stage::client::{CHAT, STREAM};
 use crate::stage::events::error_code;
-use crate::stage::{Answer, End, Http, Setup, Stage};
+use crate::stage::{Answer, End, Http, Setup, Stage, open_files};
 
 /// What the upstream does at first, and what comes of it.
 struct Row {
@@ -25,7 +26,7 @@ struct Row {
 const WHOLE: (u16, Option<&str>) = (200, None);
 const REPEATABLE: &str = "repeatable = true";
 
-const TABLE: [Row; 16] = [
+const TABLE: [Row; 17] = [
     // The answer says when: not sooner.
     Row {
         fields: &[("sim-status", "429"), ("sim-retry-after", "1"), ("sim-fault-times", "1")],
@@ -123,6 +124,14 @@ const TABLE: [Row; 16] = [
         asked: [2; 2],
         retries: ("timeout", 1.0),
     },
+    // The head has come, and nothing more.
+    Row {
+        fields: &[("sim-fault", "stall"), ("sim-fault-after", "0"), ("sim-fault-times", "1")],
+        route: REPEATABLE,
+        sees: WHOLE,
+        asked: [2; 2],
+        retries: ("timeout", 1.0),
+    },
     // Something has gone on to the client: never again, whatever the rule says.
     Row {
         fields: &[("sim-fault", "fin"), ("sim-fault-times", "1")],
@@ -160,47 +169,75 @@ async fn asks(stage: &Stage, http: Http, id: u64, fields: &[(&str, &str)]) -> An
     stage.client(http).await.stream(&[&own, fields].concat()).await
 }
 
+/// Streams that run beside all that goes wrong, and their pace.
+const BYSTANDERS: usize = 1000;
+const EVENTS: u32 = 40;
+const INTERVAL: &str = "500ms";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_trouble_is_met_as_its_row_says() {
+async fn each_trouble_is_met_as_its_row_says_beside_a_thousand_streams() {
+    open_files(6000);
     for upstream_h2 in [false, true] {
+        let setup = Setup {
+            upstream_h2,
+            server: "h2_max_streams = 1000".to_owned(),
+            stream: "first_byte = \"2s\"".to_owned(),
+            upstream: RULE.to_owned(),
+            route: format!(
+                "[[route]]\npath = \"/safe/v1/{{*rest}}\"\nupstream = \"sim\"\n{REPEATABLE}"
+            ),
+            ..Setup::default()
+        };
+        let stage = Stage::start(setup).await;
+        warm_up(&stage).await;
+        let crowd = Crowd::of(&stage, BYSTANDERS, EVENTS, INTERVAL).await;
         for (n, row) in TABLE.iter().enumerate() {
-            let what = format!("{n}, h2 {upstream_h2}: {:?} {}", row.fields, row.route);
-            let setup = Setup {
-                upstream_h2,
-                stream: "first_byte = \"500ms\"".to_owned(),
-                upstream: RULE.to_owned(),
-                route: row.route.to_owned(),
-                ..Setup::default()
-            };
-            let stage = Stage::start(setup).await;
-            for (id, http) in [(1, Http::H1), (2, Http::H2)] {
-                let (before, asked) = (stage.metrics().await, stage.sim.counts().requests);
-                let began = Instant::now();
-                let answer = asks(&stage, http, id, row.fields).await;
-                let what = format!("{what}, {http:?}: {}", answer.text());
-                assert_eq!(answer.status, row.sees.0, "{what}");
-                if row.sees == WHOLE {
-                    assert_eq!((answer.end, &answer.body), (End::Clean, &whole(id)), "{what}");
-                } else if answer.status == 200 {
-                    assert_eq!(answer.end, End::Cut, "{what}");
-                }
-                if let Some(code) = row.sees.1 {
-                    assert!(answer.text().contains(code), "{what}");
-                }
-                let requests = stage.sim.counts().requests - asked;
-                assert_eq!(requests, row.asked[usize::from(upstream_h2)], "{what}");
-                let reason = match row.retries.0 {
-                    "" => String::new(),
-                    reason => format!("reason=\"{reason}\""),
-                };
-                let series = format!("tidegate_retries_total{{upstream=\"sim\",{reason}");
-                let counted = stage.metrics().await.sum(&series) - before.sum(&series);
-                assert_eq!(counted, row.retries.1, "{what}");
-                if row.fields.contains(&("sim-retry-after", "1")) {
-                    assert!(began.elapsed() >= Duration::from_secs(1), "{what}");
-                }
+            for (at, http) in [Http::H1, Http::H2].into_iter().enumerate() {
+                let what = format!("row {n}, upstream h2 {upstream_h2}, client {http:?}");
+                row.met(&stage, upstream_h2, http, (2 * n + at) as u64, &what).await;
             }
-            stage.until("nothing is left", |m| m.live() == 0.0).await;
+        }
+        crowd.arrives("the troubles of others").await;
+        stage.until("nothing is left", |m| m.live() == 0.0).await;
+    }
+}
+
+impl Row {
+    /// One request with this trouble, and all that is to come of it.
+    async fn met(&self, stage: &Stage, upstream_h2: bool, http: Http, id: u64, what: &str) {
+        let what = format!("{what}: {:?} {}", self.fields, self.route);
+        // What the retries below cost, brought by other requests.
+        for _ in 0..3 {
+            stage.client(http).await.ask("GET", "/v1/models", &[], "").await;
+        }
+        let (before, asked) = (stage.metrics().await, stage.sim.counts().requests);
+        let began = Instant::now();
+        let path = if self.route == REPEATABLE { "/safe/v1/chat/completions" } else { CHAT };
+        let text = id.to_string();
+        let own = [("sim-stream", text.as_str()), ("sim-clock", "off")];
+        let fields = [&own, self.fields].concat();
+        let answer = stage.client(http).await.ask("POST", path, &fields, STREAM).await;
+        let what = format!("{what}: {}", answer.text());
+        assert_eq!(answer.status, self.sees.0, "{what}");
+        if self.sees == WHOLE {
+            assert_eq!((answer.end, &answer.body), (End::Clean, &whole(id)), "{what}");
+        } else if answer.status == 200 {
+            assert_eq!(answer.end, End::Cut, "{what}");
+        }
+        if let Some(code) = self.sees.1 {
+            assert!(answer.text().contains(code), "{what}");
+        }
+        let requests = stage.sim.counts().requests - asked;
+        assert_eq!(requests, self.asked[usize::from(upstream_h2)], "{what}");
+        let reason = match self.retries.0 {
+            "" => String::new(),
+            reason => format!("reason=\"{reason}\""),
+        };
+        let series = format!("tidegate_retries_total{{upstream=\"sim\",{reason}");
+        let counted = stage.metrics().await.sum(&series) - before.sum(&series);
+        assert_eq!(counted, self.retries.1, "{what}");
+        if self.fields.contains(&("sim-retry-after", "1")) {
+            assert!(began.elapsed() >= Duration::from_secs(1), "{what}");
         }
     }
 }

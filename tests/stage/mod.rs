@@ -6,6 +6,7 @@ pub mod alloc;
 pub mod client;
 pub mod events;
 pub mod program;
+pub mod random;
 pub mod raw;
 pub mod scrape;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tidegate::config::{self, Notice};
 use tidegate::gateway::FaultHook;
 use tidegate::server::reload::{self, Refused};
@@ -39,6 +41,14 @@ pub fn patience() -> Duration {
 /// of the gateway's for what it waits for.
 pub fn be_patient(patience: Duration) {
     PATIENT.get_or_init(|| patience);
+}
+
+/// Takes as many open files as the process may have; panics if they are fewer than `needed`.
+pub fn open_files(needed: u64) {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    assert!(now >= needed, "raise the open-file limit: {now}, and {needed} are needed");
 }
 
 /// `future` within [`patience`].
