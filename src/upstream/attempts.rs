@@ -97,7 +97,7 @@ pub async fn answer(
         // Only what has come in whole can be sent twice, and not everything ever has to be.
         let wanted = rule.attempts > 1 && (repeatable || rule.replays() || upstream.may_refuse());
         let copy = if wanted || !known.keys.is_empty() { sent.again() } else { None };
-        if attempt > 1 {
+        if attempt > 1 || refused {
             state.restarted(bounds.wheel.now());
         }
         began(attempt);
