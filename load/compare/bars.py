@@ -5,13 +5,15 @@ set here by hand and a run does not change it. Refuses a verdict on what was not
 from marked runs only, or one that is to be held against somebody who was absent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from figures import Cell, Figure, cells
 from tables import MARKED, notes, number, spread
 
 SUBJECT = "tidegate"
+# The same with a key, and every limit on requests in force.
+LIMITED = "tidegate-limited"
 UNMEASURED = "not shown: not measured"
 
 
@@ -23,9 +25,10 @@ class Bar:
     figure: str
     most: float                    # in the unit in which the figure is written, or a factor
     of: tuple = ()                 # the others; none: `most` is the bar itself
+    subject: str = SUBJECT         # whose figure it is
 
 
-BARS = (
+PLAIN = (
     Bar("price", "idle-h1", "rss", 2.0),
     Bar("price", "idle-h1", "rss", 1.0, ("haproxy",)),
     Bar("price", "idle-h2-tls", "rss", 3.0),
@@ -42,6 +45,8 @@ BARS = (
     Bar("compare", "cpu-1000x10", "added_p99", 1.15, ("nginx", "haproxy")),
     Bar("compare", "short", "cpu", 1.6, ("nginx",)),
 )
+# Limits may not cost what the rest has saved: each bar holds with them as well.
+BARS = PLAIN + tuple(replace(bar, subject=LIMITED) for bar in PLAIN)
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,12 @@ class Verdict:
 
     @property
     def own(self) -> Optional[Cell]:
-        return self.row.get(SUBJECT)
+        return self.row.get(self.bar.subject)
 
     def described(self):
         """For the report."""
-        return {"work": self.bar.work, "figure": self.bar.figure, "most": self.bar.most,
+        return {"work": self.bar.work, "figure": self.bar.figure,
+                "subject": self.bar.subject, "most": self.bar.most,
                 "of": list(self.bar.of), "allowed": self.allowed, "verdict": self.text}
 
 
@@ -97,10 +103,11 @@ def allowed_by(bar, figure, row):
 def judge(bar, title, figure, row):
     """The verdict on one bar; `row` holds everyone's cells of the figure."""
     allowed, reason = allowed_by(bar, figure, row)
-    reason = why_not_shown(SUBJECT, row.get(SUBJECT)) or reason
+    own = row.get(bar.subject)
+    reason = why_not_shown(bar.subject, own) or reason
     if reason:
         return Verdict(bar, title, figure, allowed, row, f"not shown: {reason}")
-    found = row[SUBJECT].median * figure.scale
+    found = own.median * figure.scale
     met = found <= allowed
     text = "met" if met else f"missed by {percent(found / allowed - 1)} %"
     return Verdict(bar, title, figure, allowed, row, text)
@@ -117,7 +124,9 @@ def verdicts(report):
             yield Verdict(bar, f"{bar.work}: {bar.figure}", None, None, {}, UNMEASURED)
             continue
         figure = next(Figure.read(one) for one in work["figures"] if one["key"] == bar.figure)
-        yield judge(bar, f"{work['title']}: {figure.title}", figure, found[bar.work][bar.figure])
+        limits = " (every limit on)" if bar.subject == LIMITED else ""
+        title = f"{work['title']}: {figure.title}{limits}"
+        yield judge(bar, title, figure, found[bar.work][bar.figure])
 
 
 def bar_text(verdict):
@@ -136,7 +145,8 @@ def bar_text(verdict):
 def beside(verdict):
     """What others took for the same."""
     return ", ".join(f"{name} {number(cell.median, verdict.figure)}{MARKED * cell.doubtful}"
-                     for name, cell in verdict.row.items() if name != SUBJECT and cell.values)
+                     for name, cell in verdict.row.items()
+                     if name not in (SUBJECT, LIMITED) and cell.values)
 
 
 def range_text(cell, figure):

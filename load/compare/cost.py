@@ -18,6 +18,7 @@ from tables import setting
 from works import Work, on_stage, streams_at_most
 
 SUBJECT = bars.SUBJECT
+BOTH = (SUBJECT, bars.LIMITED)
 HELD = ("haproxy", FLOOR)
 
 H2_TLS_UPSTREAM = Shape(upstream_http=2, upstream_tls=True)
@@ -52,7 +53,7 @@ QUICK = Extent(idle_streams=500, h2_streams=2000, idle_s=4, body_streams=300, cr
 KB, MB = 1 / 1000, 1e-6
 
 
-def idle(name, title, shape, streams, ramp, extent, only=(SUBJECT,)):
+def idle(name, title, shape, streams, ramp, extent, only=BOTH):
     """Idle streams of one shape, in a freshly started gateway."""
     figures = (
         Figure("rss", "user memory per stream, kB", KB, 2),
@@ -114,7 +115,7 @@ def after_crowd(extent):
              f"left by the client")
     seconds = extent.after_s + extent.idle_s + extent.crowd_events + 5
     return Work("after", "after", title, seconds, figures, on_stage(after, extent),
-                only=(SUBJECT,))
+                only=BOTH)
 
 
 def one_after_another(measures):
@@ -152,7 +153,7 @@ def bodies(extent):
     )
     title = f"{extent.body_streams:,} streaming answers to requests of {extent.body_bytes // 1000} kB"
     seconds = 2 * (extent.body_streams / extent.ramp + extent.idle_s + 2)
-    return Work("bodies", "bodies", title, seconds, figures, run, only=(SUBJECT,))
+    return Work("bodies", "bodies", title, seconds, figures, run, only=BOTH)
 
 
 def many(extent):
@@ -179,7 +180,7 @@ def many(extent):
     )
     title = f"{extent.chunks_per_s:,} chunks/s from {extent.idle_streams:,} streams"
     seconds = 2 * (extent.pace_s + 1.5) + 1 + extent.idle_streams / extent.ramp
-    return Work("many", "many", title, seconds, figures, run, only=(SUBJECT, FLOOR))
+    return Work("many", "many", title, seconds, figures, run, only=(*BOTH, FLOOR))
 
 
 def works(extent):
@@ -187,7 +188,7 @@ def works(extent):
     def of(name, title, shape, ramp=extent.ramp, **more):
         return idle(name, title, shape, extent.idle_streams, ramp, extent, **more)
     return [
-        of("h1", "HTTP/1.1 on both sides", None, only=(SUBJECT, *HELD)),
+        of("h1", "HTTP/1.1 on both sides", None, only=(*BOTH, *HELD)),
         of("h2-tls", "HTTP/1.1, HTTP/2 over TLS upstream", H2_TLS_UPSTREAM),
         of("tls-h2-tls", "HTTP/1.1 over TLS, HTTP/2 over TLS upstream", TLS_CLIENT,
            extent.tls_ramp),
@@ -232,4 +233,4 @@ def sections(report, _):
     return {"setting": setting(report), "bars": bars.table(report, others=True)}
 
 
-PRICE = Benchmark("price", 3, Extent(), QUICK, works, select, sections, names=(SUBJECT, *HELD))
+PRICE = Benchmark("price", 3, Extent(), QUICK, works, select, sections, names=(*BOTH, *HELD))

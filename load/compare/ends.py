@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Optional
 
-from processes import Failed
+from processes import AUTHORIZATION, Failed
 from stage import PATH, in_front_of
 
 WAIT_S = 10
@@ -23,7 +23,7 @@ NEVER = f"never within {WAIT_S} s"
 
 BODY = b'{"model":"tide-1","stream":true,"messages":[{"role":"user","content":"hello"}]}'
 REQUEST = (f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-           f"content-length: {len(BODY)}\r\n\r\n").encode() + BODY
+           f"{AUTHORIZATION}\r\ncontent-length: {len(BODY)}\r\n\r\n").encode() + BODY
 HEAD = (b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
         b"transfer-encoding: chunked\r\n\r\n")
 EVENT = (b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,'

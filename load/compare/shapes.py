@@ -1,7 +1,7 @@
 """Tidegate between clients and an upstream that speak something else than HTTP/1.1 in cleartext.
 
 Owns the configurations and the certificate for that. They are those of the comparison
-(`peer config tidegate`) with only the protocols changed. Refuses peers: theirs would be another
+(`peer config tidegate`, or with its limits) with only the protocols changed. Refuses peers: theirs would be another
 comparison, of what was chosen for each.
 """
 
@@ -46,11 +46,11 @@ class Shape:
             options += ["--tls", "--cert-out", str(directory / "ca.pem")]
         return options
 
-    def start(self, processes, port, upstream, directory):
+    def start(self, processes, contestant, port, upstream, directory):
         """Starts Tidegate in front of the upstream and waits until it listens."""
         if self.client_tls:
             certificate(directory)
-        given = subprocess.run([str(PEER), "config", "tidegate", str(port), str(upstream)],
+        given = subprocess.run([str(PEER), "config", contestant, str(port), str(upstream)],
                                stdout=subprocess.PIPE, text=True, check=True).stdout
         config, log = directory / "tidegate.toml", directory / "tidegate.log"
         config.write_text(self.config(given, directory))
@@ -60,7 +60,7 @@ class Shape:
 
     def config(self, given, directory):
         """The comparison's configuration with these protocols."""
-        text = put(given, r"^streams = .*$", f"streams = {STREAMS_MAX}")
+        text = put(given, r"^streams = \d+$", f"streams = {STREAMS_MAX}")
         # Its last table is the upstream's.
         text += f'http = "{self.upstream_http}"\n'
         if self.upstream_tls:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from processes import Failed, Missing, log_tail
+from processes import AUTHORIZATION, Failed, Missing, log_tail
 from stage import cpu_s
 
 SCRIPT = Path(__file__).resolve().parent / "short.lua"
@@ -47,7 +47,7 @@ def short(stage, connections, seconds):
     log = stage.directory / "wrk.log"
     threads = min(2, len(os.sched_getaffinity(0)))
     command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s",
-               "-s", str(SCRIPT), stage.url]
+               "-H", AUTHORIZATION, "-s", str(SCRIPT), stage.url]
     before = cpu_s(stage.pid) if stage.pid else 0
     status = stage.processes.run([wrk(), *command[1:]], log, timeout_s=seconds + 60)
     spent = cpu_s(stage.pid) - before if stage.pid else 0

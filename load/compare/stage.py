@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Optional
 
 from figures import DIRECT
-from processes import PATIENCE_S, Failed, Processes, free_ports
+from processes import AUTHORIZATION, PATIENCE_S, Failed, Processes, free_ports
 
 PATH = "/v1/chat/completions"
 SHORT_REQUEST = '{"model":"tide-1","messages":[{"role":"user","content":"hello"}]}'
-SHORT_HEADERS = {"content-type": "application/json", "sim-count": "20"}
+SHORT_HEADERS = {"content-type": "application/json", "sim-count": "20",
+                 **dict([AUTHORIZATION.split(": ", 1)])}
 
 REST_S = 0.2
 REST_PATIENCE_S = 5
@@ -150,7 +151,7 @@ def in_front_of_simulator(contestant, directory, shape=None):
             return
         port, = free_ports(1)
         if shape:
-            peer = shape.start(processes, port, upstream, directory)
+            peer = shape.start(processes, contestant, port, upstream, directory)
             spoken = {"scheme": shape.scheme, "tool": shape.tool_options()}
         else:
             peer = processes.peer(contestant, port, upstream, directory / "peer")

@@ -8,7 +8,7 @@ that is lost while the others are held shows in nothing else (`fewer_live`).
 import json
 
 from figures import DIRECT
-from processes import Failed, log_tail, program
+from processes import AUTHORIZATION, Failed, log_tail, program
 from stage import wait_for_kernel
 
 
@@ -16,7 +16,7 @@ def load(stage, options, timeout_s):
     """Runs the tool; its report and the command."""
     path, log = stage.directory / "tool.json", stage.directory / "tool.log"
     path.unlink(missing_ok=True)
-    command = ["tidegate-load", "--url", stage.url, *stage.tool, "--settle", "0", *options,
+    command = ["tidegate-load", "--url", stage.url, "-H", AUTHORIZATION, *stage.tool, "--settle", "0", *options,
                "--quiet", "--json", str(path)]
     status = stage.processes.run([program(command[0]), *command[1:]], log, timeout_s)
     if not path.exists():

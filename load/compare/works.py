@@ -31,12 +31,15 @@ class Work:
     seconds: float                     # about how long a run takes, for the time left
     figures: tuple                     # what it finds; the first is shown while running
     run: Callable                      # (contestant, directory) -> a run's part of the report
-    only: Optional[tuple] = None       # the contestants that take part; all but direct unless given
+    only: Optional[tuple] = None       # the contestants that take part; unless given, all but these:
     direct: bool = False               # whether the run without a gateway is of use
+    limited: bool = False              # whether Tidegate with every limit takes part
 
     def takes(self, contestant):
         if contestant == DIRECT:
             return self.direct
+        if contestant == bars.LIMITED and self.only is None:
+            return self.limited
         return self.only is None or contestant in self.only
 
     def described(self):
@@ -114,7 +117,8 @@ def pace(streams, interval_ms, extent):
     per_s = 1000 // interval_ms
     return Work(f"cpu-{streams}x{per_s}", "cpu", f"{streams:,} streams × {per_s}/s",
                 extent.pace_s + 2, figures,
-                on_stage(tool.pace, streams, interval_ms, extent.pace_s), direct=True)
+                on_stage(tool.pace, streams, interval_ms, extent.pace_s), direct=True,
+                limited=True)
 
 
 def short_requests(extent):
@@ -128,7 +132,8 @@ def short_requests(extent):
     )
     return Work("short", "short", f"short requests, {extent.connections} connections",
                 extent.short_s + 1, figures, on_stage(short.short, extent.connections,
-                                                              extent.short_s), direct=True)
+                                                              extent.short_s), direct=True,
+                limited=True)
 
 
 def leave(extent):

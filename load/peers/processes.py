@@ -17,6 +17,10 @@ ROOT = HERE.parent.parent
 BUILT = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
 PEER = HERE / "peer"
 
+# What every client shows; only Tidegate with its limits asks for it.
+API_KEY = "tg-comparison"
+AUTHORIZATION = f"authorization: Bearer {API_KEY}"
+
 PATIENCE_S = 20
 STOP_S = 10
 
