@@ -67,6 +67,11 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// Whether it is one of a queue before an upstream.
+    pub fn of_queue(self) -> bool {
+        matches!(self, Limit::QueueFull | Limit::QueueWait | Limit::Deadline)
+    }
+
     /// The `code` of the error body.
     pub fn code(self) -> &'static str {
         match self {

@@ -98,6 +98,8 @@ pub const UPSTREAMS: usize = 256;
 /// Most routes of a configuration, and most pairs of a path and an upstream that metrics are kept for
 /// in the life of a process, over all its reloads.
 pub const ROUTES: usize = 1024;
+/// Upstreams of one route.
+pub const ROUTE_UPSTREAMS: usize = 8;
 /// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
 /// 500 bytes each this bounds the queue to 4 MiB.
 pub const LOG_LINES: usize = 8192;

@@ -65,6 +65,24 @@ async fn with_key(stage: &Stage, key: &str) -> Answer {
     client.ask("GET", "/v1/x", &[("authorization", &bearer)], "").await
 }
 
+/// How often each of a route's two upstreams is asked, of forty requests with `fields`.
+async fn split(route: &str, fields: &[(&str, &str)]) -> [usize; 2] {
+    let (one, two) = (sim().await, sim().await);
+    let text = format!(
+        "{LISTEN}[[upstream]]\nname = \"one\"\nurls = [\"http://{}\"]\n\
+         [[upstream]]\nname = \"two\"\nurls = [\"http://{}\"]\n\
+         [[route]]\nupstream = [\"one\", \"two\"]\n{route}\n",
+        one.addr(),
+        two.addr()
+    );
+    let gateway = Gateway::start(&text, None).await;
+    let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
+    for _ in 0..40 {
+        assert_eq!(client.ask("GET", "/v1/x", fields, "").await.status, 200);
+    }
+    [one.counts().requests as usize, two.counts().requests as usize]
+}
+
 /// The status with a key of a tenant with these lines.
 async fn keyed(lines: &str, key_lines: &str) -> u16 {
     let key = auth::new_key().expect("a key");
@@ -949,6 +967,20 @@ effects! {
         assert_eq!((one.counts().requests, two.counts().requests), (0, 1));
         assert_eq!(status(&gateway, "/v2/x").await, 200);
         assert_eq!((one.counts().requests, two.counts().requests), (1, 1));
+    }
+    "route.weights" route_weights {
+        let asked = split("balance = \"weighted\"\nweights = [1000000, 1]", &[]).await;
+        assert!(asked[1] <= 1, "{asked:?}");
+    }
+    "route.balance" route_balance {
+        assert_eq!(split("", &[]).await, [40, 0]);
+        let asked = split("balance = \"weighted\"", &[]).await;
+        assert!((8..=32).contains(&asked[0]), "{asked:?}");
+    }
+    "route.sticky" route_sticky {
+        let route = "balance = \"weighted\"\nsticky = \"header:x-session\"";
+        let asked = split(route, &[("x-session", "one")]).await;
+        assert!(asked == [40, 0] || asked == [0, 40], "{asked:?}");
     }
     "route.family" family {
         let fields = [("sim-fault", "no-done")];

@@ -16,3 +16,5 @@ mod health;
 mod keys;
 #[path = "resilience/retry.rs"]
 mod retry;
+#[path = "resilience/upstreams.rs"]
+mod upstreams;

@@ -4,7 +4,6 @@ use std::hint::black_box;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
@@ -54,7 +53,7 @@ fn gateway(sha256: &str, clock: &Clock, wheel: &Wheel) -> std::rc::Rc<Gateway> {
         upstreams: vec!["main".into()],
         routes: vec![("/v1/{*rest}".into(), 0)],
     };
-    let slots = Slots { upstreams: vec![0], routes: vec![0] };
+    let slots = Slots { upstreams: vec![0], routes: vec![vec![0]] };
     let shared = Shared {
         admission: Arc::new(Admission::new(&terms::sizes(&config.limits))),
         terms: Arc::new(Terms::new(config, vec![tls], slots, None, clock.now())),
@@ -89,10 +88,19 @@ pub(crate) fn whole() -> Repeat {
             let held = held.unwrap_or_else(|failure| panic!("{failure}"));
             let reserved = admit::reserve(&held, &identity, &upload, clock.now());
             reserved.unwrap_or_else(|failure| panic!("{failure}"));
-            let patience = admit::Patience::of(&plan, route, &headers, Duration::ZERO);
-            let waiting =
-                admit::waiting(&gateway, &plan, route, identity, patience, &held, &upload);
-            let entering = pin!(waiting.expect("a bulkhead").enter());
+            let order = route.order(None, black_box(7));
+            let upstream = route.upstreams[order.first()];
+            let waiting = admit::Waiting {
+                ground: &gateway.ground,
+                upstream: route.place.targets[order.first()].upstream_index,
+                bulkhead: plan.terms.bulkhead(upstream).expect("max_streams is set"),
+                identity: &identity,
+                queue_wait: plan.terms.config.upstreams[upstream].queue_wait,
+                deadline: admit::deadline(route, &headers, clock.now()),
+                more: held.more().expect("there are limits"),
+                upload: &upload,
+            };
+            let entering = pin!(waiting.enter());
             let entered = entering.poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(entered, Poll::Ready(Ok(()))), "a slot is free");
             held.settle(black_box(12), clock.now());

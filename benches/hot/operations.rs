@@ -23,7 +23,7 @@ use tidegate::gateway::{check, reply};
 use tidegate::stream::control::{Control, IoState, Patience};
 use tidegate::stream::deadline::Deadlines;
 use tidegate::stream::ground::{Ground, Rules, Scratch};
-use tidegate::stream::life::{Birth, Life, Live, Place};
+use tidegate::stream::life::{Birth, Life, Live, Place, Target};
 use tidegate::telemetry::line::Pen;
 use tidegate::telemetry::log::{self, StreamEnd};
 use tidegate::telemetry::{Cells, Reason, Shape, Slots, trace};
@@ -220,8 +220,8 @@ fn chunk_accounts() -> Repeat {
         scratch: Scratch::default(),
     });
     let control = Control::new(io.clone(), &ground, patience);
-    let place =
-        Place { route: "r".into(), route_index: 0, upstream: "u".into(), upstream_index: 0 };
+    let target = Target { upstream: "u".into(), route_index: 0, upstream_index: 0 };
+    let place = Place { route: "r".into(), targets: Box::new([target]) };
     let mut life = Life::begin(Birth {
         ground,
         held: Held::new(Permits::new(1).take().expect("a free place"), None),
@@ -380,11 +380,12 @@ fn response_head() -> Repeat {
 
 fn route() -> Repeat {
     let config = config::parse(&twelve_routes(), "bench.toml").expect("a good configuration");
-    let slots = Slots { upstreams: (0..12).collect(), routes: (0..12).collect() };
+    let slots =
+        Slots { upstreams: (0..12).collect(), routes: (0..12).map(|slot| vec![slot]).collect() };
     let routes = Routes::new(plan::routes(&config.config, &slots));
     repeat(move || {
         let found = routes.find(black_box("/v1/chat/completions"));
-        black_box(found.map(|route| route.upstream).expect("a route"));
+        black_box(found.map(|route| route.upstreams[0]).expect("a route"));
     })
 }
 

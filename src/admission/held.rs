@@ -3,7 +3,7 @@
 //! Cost: 16 bytes, and one allocation of some 100 bytes for a request under limits other than
 //! `limits.streams`.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::admission::addresses::AddressPermit;
@@ -26,7 +26,7 @@ pub struct More {
     /// Its place among its tenant's requests.
     pub tenant: Option<Permit>,
     /// Its place among its upstream's requests, once it has one.
-    pub slot: OnceCell<Slot>,
+    pub slot: Cell<Option<Slot>>,
     tokens: RefCell<Option<Reservation>>,
 }
 

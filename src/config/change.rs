@@ -71,10 +71,12 @@ impl Config {
         };
         compare(&mut said, "upstream", &upstreams(before), &upstreams(self));
         let routes = |config: &Config| {
-            // An upstream's index says nothing by itself: another order is no change.
+            // An upstream's index says nothing by itself: another order of theirs is no change.
             let named = config.routes.iter().map(|route| {
-                let upstream = config.upstreams[route.upstream].name.clone();
-                (route.path.clone(), (upstream, super::Route { upstream: 0, ..route.clone() }))
+                let name = |index: &usize| config.upstreams[*index].name.clone();
+                let names: Vec<_> = route.upstreams.iter().map(name).collect();
+                let rest = super::Route { upstreams: Vec::new(), ..route.clone() };
+                (route.path.clone(), (names, rest))
             });
             named.collect()
         };

@@ -92,7 +92,12 @@ impl Default for RetryRule {
 impl RetryRule {
     /// Whether a request may have to be sent again after it was read.
     pub fn replays(&self) -> bool {
-        self.attempts > 1 && (self.first_event || !self.statuses.is_empty())
+        self.attempts > 1 && self.names_answers()
+    }
+
+    /// Whether it names answers that are not passed on while there is somebody else to ask.
+    pub fn names_answers(&self) -> bool {
+        self.first_event || !self.statuses.is_empty()
     }
 }
 
@@ -242,14 +247,20 @@ pub(super) fn read_health(r: &mut Reading<'_>, upstream: &Section<'_>) -> Option
     })
 }
 
-/// As many as there are `urls`, or none.
-pub(super) fn read_weights(r: &mut Reading<'_>, s: &Section<'_>, urls: usize) -> Vec<u32> {
+/// As many as there are `of`, of which there are `count`; or none.
+pub(super) fn read_weights(
+    r: &mut Reading<'_>,
+    s: &Section<'_>,
+    count: usize,
+    of: &str,
+) -> Vec<u32> {
     let Some(weights) = r.integers(s, "weights", super::upstream::URLS, 1..=1_000_000) else {
         return Vec::new();
     };
-    if weights.len() != urls {
-        let place = s.place.below("weights");
-        let text = format!("has {} entries for {urls} urls; write one for each", weights.len());
+    if weights.len() != count
+        && let Some((place, _)) = r.field(s, "weights")
+    {
+        let text = format!("has {} entries for {count} {of}; write one for each", weights.len());
         r.fault(&place, text);
     }
     weights.iter().map(|(_, weight)| u32::try_from(*weight).unwrap_or(u32::MAX)).collect()

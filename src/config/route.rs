@@ -10,11 +10,12 @@ use matchit::{InsertError, Router};
 
 use super::nearest::nearest;
 use super::read::{Place, Reading, Section};
+use super::resilience::{Balance, Sticky, read_sticky, read_weights};
 use super::tenant::Tenant;
 use super::units::quoted;
 use super::upstream::Upstream;
 use super::url::{Url, check_path};
-use crate::limits::ROUTES;
+use crate::limits::{ROUTE_UPSTREAMS, ROUTES};
 
 /// One path pattern and its upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +26,14 @@ pub struct Route {
     /// `/v1/{*rest}`, empty for `/{*rest}`, everything if there is no parameter. An upstream's
     /// base path replaces it.
     pub literal_prefix: String,
-    /// Index into the configuration's upstreams.
-    pub upstream: usize,
+    /// Indices into the configuration's upstreams, at least one, none twice.
+    pub upstreams: Vec<usize>,
+    /// How likely each of them is to come first, relative to the others; equal if empty.
+    pub weights: Vec<u32>,
+    /// Which of them comes first: `Ordered` or `Weighted`.
+    pub balance: Balance,
+    /// What keeps requests with the same upstream, with `Weighted`.
+    pub sticky: Sticky,
     /// Whose API the route speaks.
     pub family: Family,
     /// How heartbeats are written.
@@ -129,6 +136,9 @@ impl HeartbeatStyle {
 }
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONGEST;
+/// How they may be balanced; what is shorter or faster is known of one upstream's endpoints only.
+const BALANCE: [(&str, Balance); 2] =
+    [("ordered", Balance::Ordered), ("weighted", Balance::Weighted)];
 const DEFAULT_PATH: &str = "/v1/{*rest}";
 
 impl Route {
@@ -139,7 +149,10 @@ impl Route {
         Route {
             literal_prefix: literal_prefix(&path),
             path,
-            upstream,
+            upstreams: vec![upstream],
+            weights: Vec::new(),
+            balance: Balance::Ordered,
+            sticky: Sticky::Off,
             family: Family::Auto,
             heartbeat_style: HeartbeatStyle::Comment,
             auth: Auth::None,
@@ -214,7 +227,11 @@ fn read_one(
         Ok(()) => insert(r, &place, path, router, n),
         Err(reason) => r.fault(&place, format!("{} {reason}", quoted(path))),
     }
-    let mut route = Route::new(path, read_upstream(r, s, upstreams));
+    let mut route = Route::new(path, 0);
+    route.upstreams = read_upstreams(r, s, upstreams);
+    route.weights = read_weights(r, s, route.upstreams.len(), "upstreams");
+    route.balance = r.choice(s, "balance", &BALANCE, route.balance);
+    route.sticky = read_sticky(r, s);
     route.family = r.choice(s, "family", &Family::ALL, route.family);
     route.heartbeat_style =
         r.choice(s, "heartbeat_style", &HeartbeatStyle::ALL, route.heartbeat_style);
@@ -259,17 +276,48 @@ fn read_tenants(
     named
 }
 
-fn read_upstream(r: &mut Reading<'_>, s: &Section<'_>, upstreams: &[Upstream]) -> usize {
-    let Some((place, wanted)) = r.text(s, "upstream") else {
-        if upstreams.len() > 1 && r.field(s, "upstream").is_none() {
-            let text = "is missing; with several upstreams, name one";
-            r.fault(&s.place.below("upstream"), text);
+/// One name, or several in the order in which they are asked.
+fn read_upstreams(r: &mut Reading<'_>, s: &Section<'_>, upstreams: &[Upstream]) -> Vec<usize> {
+    let wanted = match r.field(s, "upstream") {
+        Some((_, value)) if value.get_ref().is_str() => Vec::from_iter(r.text(s, "upstream")),
+        Some((place, _)) => {
+            let Some(names) = r.texts(s, "upstream", ROUTE_UPSTREAMS) else { return vec![0] };
+            if names.is_empty() {
+                r.fault(&place, "names no upstream");
+            }
+            names
         }
-        return 0;
+        None => {
+            if upstreams.len() > 1 {
+                let text = "is missing; with several upstreams, name one";
+                r.fault(&s.place.below("upstream"), text);
+            }
+            return vec![0];
+        }
     };
+    let mut found = Vec::new();
+    for (place, name) in &wanted {
+        let Some(index) = index_of(r, place, name, upstreams) else { continue };
+        if found.contains(&index) {
+            r.fault(place, format!("{} is named twice", quoted(name)));
+        }
+        found.push(index);
+    }
+    if found.is_empty() {
+        found.push(0);
+    }
+    found
+}
+
+fn index_of(
+    r: &mut Reading<'_>,
+    place: &Place,
+    wanted: &str,
+    upstreams: &[Upstream],
+) -> Option<usize> {
     let names = || upstreams.iter().map(|upstream| upstream.name.as_str());
     if let Some(n) = names().position(|name| name == wanted) {
-        return n;
+        return Some(n);
     }
     // Without any upstream that is the one fault to report.
     if !upstreams.is_empty() {
@@ -277,9 +325,9 @@ fn read_upstream(r: &mut Reading<'_>, s: &Section<'_>, upstreams: &[Upstream]) -
             Some(near) => format!("did you mean {}?", quoted(near)),
             None => format!("there is {}", names().map(quoted).collect::<Vec<_>>().join(", ")),
         };
-        r.fault(&place, format!("no upstream is named {}; {hint}", quoted(wanted)));
+        r.fault(place, format!("no upstream is named {}; {hint}", quoted(wanted)));
     }
-    0
+    None
 }
 
 fn insert(r: &mut Reading<'_>, place: &Place, path: &str, router: &mut Router<usize>, n: usize) {

@@ -166,7 +166,10 @@ urls = ["https://c"]
 credential.file = "credential"
 [[route]]
 path = "/v1/messages"
-upstream = "second"
+upstream = ["second", "first"]
+weights = [37, 38]
+balance = "weighted"
+sticky = "tenant"
 family = "anthropic"
 heartbeat_style = "comment-frame"
 auth = "key"
@@ -319,19 +322,26 @@ fn everything(files: &Files) -> Config {
         log: Log { level: Level::Debug },
         tenants: vec![tenant()],
         upstreams: vec![first, second],
-        routes: vec![Route {
-            path: "/v1/messages".to_owned(),
-            literal_prefix: "/v1/messages".to_owned(),
-            upstream: 1,
-            family: Family::Anthropic,
-            heartbeat_style: HeartbeatStyle::CommentFrame,
-            auth: Auth::Key,
-            tenants: vec!["team".to_owned()],
-            timeout: Some(Duration::from_secs(22)),
-            repeatable: true,
-            body_buffer: 23 << 10,
-            resume: true,
-        }],
+        routes: vec![messages()],
+    }
+}
+
+fn messages() -> Route {
+    Route {
+        path: "/v1/messages".to_owned(),
+        literal_prefix: "/v1/messages".to_owned(),
+        upstreams: vec![1, 0],
+        weights: vec![37, 38],
+        balance: Balance::Weighted,
+        sticky: Sticky::Tenant,
+        family: Family::Anthropic,
+        heartbeat_style: HeartbeatStyle::CommentFrame,
+        auth: Auth::Key,
+        tenants: vec!["team".to_owned()],
+        timeout: Some(Duration::from_secs(22)),
+        repeatable: true,
+        body_buffer: 23 << 10,
+        resume: true,
     }
 }
 
@@ -452,7 +462,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 88);
+    assert_eq!(keys().len(), 91);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -726,7 +736,38 @@ fn several_upstreams_need_routes_that_name_one() {
     assert_eq!((none.len(), none[0].line, none[0].key.as_str()), (1, None, "route"));
     one_fault(&format!("{two}[[route]]\npath = \"/a\""), 7, "route[0].upstream", "name one");
     let routed = config(&format!("{two}[[route]]\nupstream = \"b\""));
-    assert_eq!(routed.routes[0].upstream, 1);
+    assert_eq!(routed.routes[0].upstreams, [1]);
+}
+
+#[test]
+fn a_route_may_have_several_upstreams() {
+    let of = |line: &str| {
+        format!(
+            "[[upstream]]\nname = \"a\"\nurls = [\"http://a\"]\n\
+             [[upstream]]\nname = \"b\"\nurls = [\"http://b\"]\n[[route]]\n{line}"
+        )
+    };
+    let route = |line: &str| config(&of(line)).routes.remove(0);
+    assert_eq!(route("upstream = [\"b\", \"a\"]").upstreams, [1, 0]);
+    let split = "upstream = [\"a\", \"b\"]\nbalance = \"weighted\"\nweights = [95, 5]";
+    let split = route(split);
+    assert_eq!((&split.weights[..], split.balance), (&[95, 5][..], Balance::Weighted));
+    for (line, key, part) in [
+        ("upstream = []", "upstream", "names no upstream"),
+        ("upstream = [\"a\", \"a\"]", "upstream[1]", "\"a\" is named twice"),
+        ("upstream = [\"a\", \"c\"]", "upstream[1]", "no upstream is named \"c\""),
+        ("upstream = 7", "upstream", "must be an array of strings"),
+    ] {
+        one_fault(&of(line), 8, &format!("route[0].{key}"), part);
+    }
+    let both = "upstream = [\"a\", \"b\"]\n";
+    for (line, key, part) in [
+        ("weights = [1]", "weights", "has 1 entries for 2 upstreams"),
+        ("balance = \"fastest\"", "balance", "is not one of ordered, weighted"),
+        ("sticky = \"x\"", "sticky", "must be \"off\", \"tenant\" or a header"),
+    ] {
+        one_fault(&of(&format!("{both}{line}")), 9, &format!("route[0].{key}"), part);
+    }
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn read_one(r: &mut Reading<'_>, s: &Section<'_>, before: &[Upstream]) -> Upstre
     let urls = read_urls(r, s);
     Upstream {
         name: read_name(r, s, d.name, before),
-        weights: resilience::read_weights(r, s, urls.len()),
+        weights: resilience::read_weights(r, s, urls.len(), "urls"),
         urls,
         balance: r.choice(s, "balance", &Balance::ALL, d.balance),
         sticky: resilience::read_sticky(r, s),

@@ -4,7 +4,6 @@
 //! Whoever had its own share is told so first (429); that the gateway has no room (503) is said
 //! only to those who had not. A refusal gives back what the checks before it took.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use crate::gateway::auth::Identity;
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
 use crate::limits;
-use crate::telemetry::cells::Rejection;
+use crate::stream::ground::Ground;
 use crate::upstream::upload::UploadState;
 
 /// Deadlines that OpenAI's SDKs tell, seconds: the first for the next bytes, the second for the whole
@@ -78,7 +77,7 @@ pub fn admit(
             return Err(failure);
         }
     };
-    let queued = plan.terms.bulkhead(route.upstream).is_some();
+    let queued = route.upstreams.iter().any(|one| plan.terms.bulkhead(*one).is_some());
     let tokens = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
     let counted = more.address.is_some() || more.tenant.is_some() || queued || tokens;
     Ok(Held::new(streams, counted.then_some(more)))
@@ -180,81 +179,54 @@ pub fn reserve(
     Ok(())
 }
 
-/// How long a request may wait in a queue.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
+/// When the client of a request stops waiting: as its headers or its route tell, the earlier, counted
+/// from when it `came`.
+pub fn deadline(route: &Route, headers: &HeaderMap, came: Moment) -> Option<Moment> {
+    let told = DEADLINES.into_iter().filter_map(|name| {
+        let seconds: f64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok()
+    });
+    told.chain(route.timeout).min().map(|wait| came.after(wait))
+}
+
+/// A request that needs a place at an upstream of which `max_streams` is limited.
+pub struct Waiting<'a> {
+    /// The worker's.
+    pub ground: &'a Ground,
+    /// The upstream's place in the metrics.
+    pub upstream: usize,
+    /// What gives the places.
+    pub bulkhead: &'a Arc<Bulkhead>,
+    /// Who asks.
+    pub identity: &'a Identity,
     /// The upstream's `queue_wait`.
     pub queue_wait: Duration,
-    /// What is left until the client's or the route's deadline.
-    pub deadline: Option<Duration>,
+    /// When the client stops waiting.
+    pub deadline: Option<Moment>,
+    /// Where the place is kept.
+    pub more: &'a More,
+    /// The request's body.
+    pub upload: &'a UploadState,
 }
 
-impl Patience {
-    /// That of a request with `headers` that came `age` ago.
-    pub fn of(plan: &Plan, route: &Route, headers: &HeaderMap, age: Duration) -> Patience {
-        let told = DEADLINES.into_iter().filter_map(|name| {
-            let seconds: f64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
-            Duration::try_from_secs_f64(seconds).ok()
-        });
-        let deadline = told.chain(route.timeout).min();
-        let upstream = &plan.terms.config.upstreams[route.upstream];
-        Patience {
-            queue_wait: upstream.queue_wait,
-            deadline: deadline.map(|deadline| deadline.saturating_sub(age)),
-        }
-    }
-}
-
-/// A request that needs a place at its upstream.
-pub struct Waiting {
-    gateway: Rc<Gateway>,
-    /// Its place in the metrics.
-    upstream: usize,
-    bulkhead: Arc<Bulkhead>,
-    identity: Identity,
-    patience: Patience,
-    more: Rc<More>,
-    upload: Rc<UploadState>,
-}
-
-/// What stands between a request and its upstream; `None` where `max_streams` is not limited.
-pub fn waiting(
-    gateway: &Rc<Gateway>,
-    plan: &Plan,
-    route: &Route,
-    identity: Identity,
-    patience: Patience,
-    held: &Held,
-    upload: &Rc<UploadState>,
-) -> Option<Waiting> {
-    Some(Waiting {
-        bulkhead: plan.terms.bulkhead(route.upstream)?.clone(),
-        more: held.more()?.clone(),
-        gateway: gateway.clone(),
-        upstream: route.place.upstream_index,
-        identity,
-        patience,
-        upload: upload.clone(),
-    })
-}
-
-impl Waiting {
+impl Waiting<'_> {
     /// Waits for a place at the upstream. It is kept with what else the request has taken.
     ///
     /// # Errors
-    /// `Limited` by the queue's length or by time; counted.
+    /// `Limited` by the queue's length or by time.
     pub async fn enter(self) -> Result<(), Failure> {
         let mut ticket = match self.bulkhead.enter(self.claim()) {
             Entry::Slot(slot) => {
-                let _ = self.more.slot.set(slot);
+                self.more.slot.set(Some(slot));
                 return Ok(());
             }
             Entry::Full => return Err(self.full()),
             Entry::Wait(ticket) => ticket,
         };
-        let (ground, queue_wait) = (&self.gateway.ground, self.patience.queue_wait);
+        let (ground, queue_wait) = (self.ground, self.queue_wait);
         let (began, cells) = (ground.clock.now(), ground.cells.upstream(self.upstream));
-        let wait = self.patience.deadline.map_or(queue_wait, |left| left.min(queue_wait));
+        let left = self.deadline.map(|deadline| deadline.since(began));
+        let wait = left.map_or(queue_wait, |left| left.min(queue_wait));
         // An upstream that was not asked yet cannot be late.
         self.upload.asked_at(ground.wheel.now().after(wait));
         cells.queue_depth.add(1);
@@ -263,25 +235,23 @@ impl Waiting {
         let left = Left(|| cells.queue_depth.sub(1));
         let granted = ground.wheel.timeout(wait, std::future::poll_fn(|cx| ticket.poll(cx))).await;
         drop(left);
-        if matches!(granted, Ok(Ok(_))) {
-            std::mem::forget(unsent);
-        }
+        std::mem::forget(unsent);
         cells.queue_wait.observe(ground.clock.now().since(began));
         match granted {
             Ok(Ok(slot)) => {
                 self.upload.asked_at(ground.wheel.now());
-                let _ = self.more.slot.set(slot);
+                self.more.slot.set(Some(slot));
                 Ok(())
             }
             Ok(Err(_evicted)) => Err(self.full()),
             Err(_) if wait < queue_wait => {
                 let text = "no place at the upstream came free before the client's deadline";
-                Err(self.refused(Limit::Deadline, queue_wait, text))
+                Err(Failure::limited(Limit::Deadline, queue_wait, text))
             }
             Err(_) => {
                 let text =
                     format!("no place at the upstream came free within {wait:?} (queue_wait)");
-                Err(self.refused(Limit::QueueWait, queue_wait, text))
+                Err(Failure::limited(Limit::QueueWait, queue_wait, text))
             }
         }
     }
@@ -297,12 +267,7 @@ impl Waiting {
 
     fn full(&self) -> Failure {
         let text = "the upstream's `max_streams` and `queue` are both full; try later";
-        self.refused(Limit::QueueFull, self.patience.queue_wait, text)
-    }
-
-    fn refused(&self, limit: Limit, after: Duration, text: impl Into<String>) -> Failure {
-        self.gateway.cells().rejections(Rejection::from(limit)).inc();
-        Failure::limited(limit, after, text)
+        Failure::limited(Limit::QueueFull, self.queue_wait, text)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A request's way, on one screen: check → route → identify → admit → send → commit → relay.
+//! A request's way, on one screen: check → route → identify → admit → forward → commit → relay.
 //!
 //! Invariant: exactly one answer per request, and the permit travels inside it.
 
@@ -12,9 +12,9 @@ use std::task::Poll;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Version};
 
-use crate::config::{self, Family, Sticky};
+use crate::config::Family;
 use crate::error::{Failure, Kind, Limit};
-use crate::gateway::auth::Identity;
+use crate::gateway::forward::{Forward, Traveller, sticky_key};
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
 use crate::gateway::{Gateway, admit, auth, check, reply};
@@ -26,8 +26,7 @@ use crate::stream::life::{Birth, Life};
 use crate::stream::source::Source;
 use crate::telemetry::cells::{Path, Reason, Rejection, StatusClass};
 use crate::telemetry::trace;
-use crate::upstream::attempts::{self, Bounds};
-use crate::upstream::balance::key_of;
+use crate::upstream::attempts::Bounds;
 use crate::upstream::download::Download;
 use crate::upstream::send::{Answer, Outgoing};
 use crate::upstream::upload::{RequestBody, Upload, UploadState};
@@ -68,7 +67,8 @@ pub async fn handle(
     }
     if let Some(route) = route {
         let class = StatusClass::from(response.status().as_u16());
-        gateway.cells().route(route.place.route_index).requests(class).inc();
+        // Its series is the sum over the route's upstreams.
+        gateway.cells().route(route.place.targets[0].route_index).requests(class).inc();
     }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(reply::REQUEST_ID, id);
@@ -78,7 +78,7 @@ pub async fn handle(
 
 async fn proxy(
     gateway: &Rc<Gateway>,
-    plan: &Plan,
+    plan: &Rc<Plan>,
     control: &Rc<Control>,
     peer: IpAddr,
     id: &str,
@@ -97,6 +97,9 @@ async fn proxy(
     let client = request.version();
     let family = sse::family_of(request.uri().path(), route.family);
     let (traceparent, trace_id) = trace_context(request.headers());
+    let key = sticky_key(&route.sticky, &identity, request.headers());
+    let order = route.order(key, trace::random());
+    control.leads_to(order.first());
     let mut life = Life::begin(Birth {
         ground: gateway.ground.clone(),
         held,
@@ -111,8 +114,8 @@ async fn proxy(
     let before_body = gateway.ground.clock.now();
     let wheel = &gateway.ground.wheel;
     let (mut head, body) = request.into_parts();
-    let (limits, memory) = (&plan.terms.config.limits, &gateway.admission.memory);
-    let rules = route.body_rules(limits, &identity, &plan.upstreams[route.upstream].config);
+    let memory = &gateway.admission.memory;
+    let rules = route.body_rules(&plan.terms.config, &identity);
     let upload = match Upload::prefetch(body, &rules, wheel, memory).await {
         Ok(upload) => upload,
         Err(failure) => return Err(failed(&mut life, family, counted_body(gateway, failure))),
@@ -129,13 +132,8 @@ async fn proxy(
         head.headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
     }
     let bodiless = head.method == Method::HEAD;
-    let age = after_body.since(life.started());
-    let patience = admit::Patience::of(plan, route, &head.headers, age);
-    let bounds = Bounds {
-        deadline: patience.deadline.map(|left| after_body.after(left)),
-        key: sticky_key(&plan.upstreams[route.upstream].config, &identity, &head.headers),
-        ..bounds(gateway, route, family)
-    };
+    let deadline = admit::deadline(route, &head.headers, life.started());
+    let bounds = Bounds { deadline, ..bounds(gateway, route, family) };
     let outgoing = Outgoing {
         identity: may_stream(&head.headers, &upload_state),
         method: head.method,
@@ -145,15 +143,10 @@ async fn proxy(
     };
     let own_time = gateway.ground.clock.now().since(life.started());
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
-    let (upstream, held) = (plan.upstreams[route.upstream].clone(), life.held());
-    let waiting = admit::waiting(gateway, plan, route, identity, patience, held, &upload_state);
-    let attempted = control.clone();
-    let sending: Sending = Box::pin(async move {
-        if let Some(waiting) = waiting {
-            waiting.enter().await?;
-        }
-        attempts::answer(&upstream, outgoing, upload, bounds, |n| attempted.attempt(n)).await
-    });
+    let more = life.held().more().cloned();
+    let traveller = Traveller { control: control.clone(), identity, deadline, more };
+    let forward = Forward::new(gateway, plan, route, traveller, bounds);
+    let sending: Sending = Box::pin(forward.ask(order, outgoing, upload));
 
     let exchange = Exchange { gateway, plan, control, route, family, client, bodiless };
     let headed = exchange.await_head(sending, &upload_state, &life).await;
@@ -343,23 +336,10 @@ fn bounds(gateway: &Gateway, route: &Route, family: Family) -> Bounds {
         first_byte: route.rules.first_byte,
         deadline: None,
         safe: route.repeatable,
+        others: false,
         key: None,
         family,
         max_event: route.rules.max_event,
-    }
-}
-
-/// What a request has in common with those that should go where it goes.
-fn sticky_key(
-    upstream: &config::Upstream,
-    identity: &Identity,
-    headers: &HeaderMap,
-) -> Option<u64> {
-    match &upstream.sticky {
-        Sticky::Off => None,
-        // By name: an id is another one after a restart.
-        Sticky::Tenant => Some(key_of(identity.tenant.as_ref()?.name.as_bytes())),
-        Sticky::Header(name) => Some(key_of(headers.get(name)?.as_bytes())),
     }
 }
 

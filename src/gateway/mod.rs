@@ -1,12 +1,13 @@
 //! What happens to one request, from its head to the body of its answer.
 //!
-//! [`handle`] is the whole way on one screen; [`check`], [`route`], [`auth`], [`admit`] and
-//! [`reply`] are its steps, [`plan`] what the configuration means to it. One [`Gateway`] per worker.
+//! [`handle`] is the whole way on one screen; [`check`], [`route`], [`auth`], [`admit`], [`forward`]
+//! and [`reply`] are its steps, [`plan`] what the configuration means to it. One [`Gateway`] per worker.
 
 pub mod admit;
 pub mod auth;
 pub mod check;
 pub mod cors;
+pub mod forward;
 pub mod handle;
 pub mod plan;
 pub mod reply;

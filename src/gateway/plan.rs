@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::admission::permit::Permits;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Balance, Config};
 use crate::gateway::cors::Cors;
 use crate::gateway::route::{Route, Routes};
 use crate::gateway::terms::Terms;
 use crate::stream::control::Patience;
 use crate::stream::ground::Rules;
-use crate::stream::life::Place;
+use crate::stream::life::{Place, Target};
 use crate::telemetry::{Cells, Slots};
 use crate::upstream::Upstream;
 
@@ -78,9 +78,20 @@ impl Plan {
 /// The routes of `config`, in its order; `slots` are those of its metrics.
 pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
     let stream = &config.stream;
-    let one = |(index, route): (usize, &crate::config::Route)| Route {
+    let targets = |index: usize, route: &config::Route| {
+        let each = route.upstreams.iter().zip(&slots.routes[index]);
+        let target = |(&upstream, &route_index): (&usize, &usize)| Target {
+            upstream: config.upstreams[upstream].name.clone(),
+            route_index,
+            upstream_index: slots.upstreams[upstream],
+        };
+        each.map(target).collect()
+    };
+    let one = |(index, route): (usize, &config::Route)| Route {
         path: route.path.clone(),
-        upstream: route.upstream,
+        upstreams: route.upstreams.as_slice().into(),
+        weights: (route.balance == Balance::Weighted).then(|| weights(route)),
+        sticky: route.sticky.clone(),
         family: route.family,
         auth: route.auth,
         tenants: route.tenants.iter().map(|name| name.as_str().into()).collect(),
@@ -88,12 +99,7 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
         repeatable: route.repeatable,
         body_buffer: usize::try_from(route.body_buffer).unwrap_or(usize::MAX),
         literal_prefix: route.literal_prefix.as_str().into(),
-        place: Rc::new(Place {
-            route: route.path.clone(),
-            route_index: slots.routes[index],
-            upstream: config.upstreams[route.upstream].name.clone(),
-            upstream_index: slots.upstreams[route.upstream],
-        }),
+        place: Rc::new(Place { route: route.path.clone(), targets: targets(index, route) }),
         rules: Rc::new(Rules {
             heartbeat: stream.heartbeat,
             style: route.heartbeat_style,
@@ -104,4 +110,10 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
         }),
     };
     config.routes.iter().enumerate().map(one).collect()
+}
+
+/// One for each upstream of a route.
+fn weights(route: &config::Route) -> Box<[u32]> {
+    let weight = |n: usize| route.weights.get(n).copied().unwrap_or(1);
+    (0..route.upstreams.len()).map(weight).collect()
 }

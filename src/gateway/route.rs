@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config;
+use crate::config::{self, Sticky};
 use crate::error::{Failure, Kind};
 use crate::gateway::auth::Identity;
 use crate::limits;
 use crate::stream::ground::Rules;
 use crate::stream::life::Place;
+use crate::upstream::balance;
 use crate::upstream::upload::BodyRules;
 
 /// The routes of the configuration, by path.
@@ -21,8 +22,12 @@ pub struct Routes {
 pub struct Route {
     /// Its path's pattern, as configured.
     pub path: String,
-    /// Its upstream's place in the plan.
-    pub upstream: usize,
+    /// Its upstreams' places in the plan, as in `place.targets`.
+    pub upstreams: Rc<[usize]>,
+    /// How likely each of them is to be asked first, if that is drawn by lot.
+    pub weights: Option<Box<[u32]>>,
+    /// What keeps requests with the same upstream then.
+    pub sticky: Sticky,
     /// The family as configured.
     pub family: config::Family,
     /// What it asks of clients.
@@ -43,21 +48,57 @@ pub struct Route {
     pub rules: Rc<Rules>,
 }
 
+/// A route's upstreams in the order in which one request asks them. 9 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    targets: [u8; limits::ROUTE_UPSTREAMS],
+    len: u8,
+}
+
+impl Order {
+    /// The upstream that is asked first.
+    pub fn first(self) -> usize {
+        self.targets[0].into()
+    }
+
+    /// The one that is asked last, and those before it.
+    pub fn last_and_before(self) -> (usize, impl Iterator<Item = usize>) {
+        let last = usize::from(self.len) - 1;
+        (self.targets[last].into(), self.targets.into_iter().take(last).map(usize::from))
+    }
+}
+
 impl Route {
+    /// The order for one request: as configured, or drawn by lot, each upstream as likely to be
+    /// first as its weight. With a `key` the lot is the key's own; `random` is another each time.
+    pub fn order(&self, key: Option<u64>, random: u64) -> Order {
+        let len = self.upstreams.len();
+        let mut order = Order { targets: [0, 1, 2, 3, 4, 5, 6, 7], len: len as u8 };
+        if let Some(weights) = &self.weights {
+            let cost = |target: &u8| {
+                let target = usize::from(*target);
+                let name = &self.place.targets[target].upstream;
+                balance::weighted_cost(&(key.unwrap_or(random), name), weights[target])
+            };
+            order.targets[..len].sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+        }
+        order
+    }
+
     /// What is asked of a request's body, and how much of it is read before anything is decided.
-    pub fn body_rules(
-        &self,
-        bounds: &config::Limits,
-        identity: &Identity,
-        upstream: &config::Upstream,
-    ) -> BodyRules {
+    pub fn body_rules(&self, config: &config::Config, identity: &Identity) -> BodyRules {
         let tenant = identity.tenant.as_ref();
         let counted = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
-        let prefetch = match counted || upstream.retry.replays() {
+        let several = self.upstreams.len() > 1;
+        let kept = self.upstreams.iter().any(|upstream| {
+            let rule = &config.upstreams[*upstream].retry;
+            rule.replays() || several && rule.names_answers()
+        });
+        let prefetch = match counted || kept {
             true => self.body_buffer.max(limits::BODY_PREFETCH),
             false => limits::BODY_PREFETCH,
         };
-        let config::Limits { body: max, body_time: time, body_rate: rate, .. } = *bounds;
+        let config::Limits { body: max, body_time: time, body_rate: rate, .. } = config.limits;
         BodyRules { prefetch, max, time, rate }
     }
 }

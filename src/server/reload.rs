@@ -49,7 +49,7 @@ pub struct Orders {
 /// There are not as many left.
 pub(super) fn slots(metrics: &Metrics, config: &Config) -> Result<Slots, slots::Full> {
     let upstreams: Vec<_> = config.upstreams.iter().map(|up| up.name.as_str()).collect();
-    let routes: Vec<_> = config.routes.iter().map(|r| (r.path.as_str(), r.upstream)).collect();
+    let routes: Vec<_> = config.routes.iter().map(|r| (r.path.as_str(), &*r.upstreams)).collect();
     metrics.join(&upstreams, &routes)
 }
 

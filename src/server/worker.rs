@@ -149,7 +149,7 @@ fn answer(ask: Ask, gateway: &Gateway, clock: &Clock) {
         rows.push(json!({
             "id": &*row.id,
             "route": row.place.route,
-            "upstream": row.place.upstream,
+            "upstream": row.target().upstream,
             "age_ms": millis(now.since(row.started)),
             "bytes": row.bytes.get(),
             "last_activity_ms": millis(now.since(row.active.get())),

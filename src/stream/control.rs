@@ -189,6 +189,8 @@ pub struct Control {
     ends_by_close: Cell<bool>,
     /// The request's attempts so far; 0 before the first.
     attempts: Cell<u8>,
+    /// Which of its route's upstreams the request is with.
+    target: Cell<u8>,
 }
 
 impl Control {
@@ -210,6 +212,7 @@ impl Control {
             ended: Cell::new(None),
             ends_by_close: Cell::new(false),
             attempts: Cell::new(0),
+            target: Cell::new(0),
         })
     }
 
@@ -221,6 +224,16 @@ impl Control {
     /// How often the request was sent, 1 if it never was.
     pub fn attempts(&self) -> u32 {
         self.attempts.get().max(1).into()
+    }
+
+    /// Which of its route's upstreams the request is with.
+    pub fn target(&self) -> usize {
+        self.target.get().into()
+    }
+
+    /// The request goes to the `target`th of its route's upstreams, of which there are few.
+    pub fn leads_to(&self, target: usize) {
+        self.target.set(u8::try_from(target).unwrap_or(u8::MAX));
     }
 
     /// The worker's time.

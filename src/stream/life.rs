@@ -15,23 +15,42 @@ use crate::error::Kind;
 use crate::stream::control::Control;
 use crate::stream::ground::Ground;
 use crate::stream::meter::Meter;
-use crate::telemetry::cells::{Direction, Path, Reason, Side};
+use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
 use crate::wire::usage::UsageScan;
 use crate::wire::wheel::Tick;
 
-/// Names by which a stream's log line and `/streams` tell where it runs.
+/// A route, and where its requests may go: what a stream's log line, `/streams` and metrics tell.
 #[derive(Debug)]
 pub struct Place {
     /// The route's path as configured.
     pub route: String,
-    /// The slot of the route's metrics.
-    pub route_index: usize,
+    /// Its upstreams, at least one. Which of them a request is with is noted in its [`Control`].
+    pub targets: Box<[Target]>,
+}
+
+/// One upstream of a route.
+#[derive(Debug)]
+pub struct Target {
     /// The upstream's name.
     pub upstream: String,
+    /// The slot of the metrics of the route with this upstream.
+    pub route_index: usize,
     /// The slot of the upstream's metrics.
     pub upstream_index: usize,
+}
+
+impl Place {
+    /// A live request goes to the upstream `to` from now on.
+    pub fn moves(&self, control: &Control, cells: &Cells, to: usize) {
+        let from = control.target();
+        if from != to {
+            cells.route(self.targets[from].route_index).streams_live.sub(1);
+            cells.route(self.targets[to].route_index).streams_live.add(1);
+            control.leads_to(to);
+        }
+    }
 }
 
 /// A worker's live streams.
@@ -42,7 +61,7 @@ pub struct Live(RefCell<Slab<Rc<Row>>>);
 pub struct Row {
     /// The gateway's request id.
     pub id: Box<str>,
-    /// Route and upstream.
+    /// Its route.
     pub place: Rc<Place>,
     /// When it was admitted.
     pub started: Moment,
@@ -52,6 +71,13 @@ pub struct Row {
     pub active: Cell<Moment>,
     /// Its line to the client's connection.
     pub control: Rc<Control>,
+}
+
+impl Row {
+    /// The upstream it is with.
+    pub fn target(&self) -> &Target {
+        &self.place.targets[self.control.target()]
+    }
 }
 
 impl Live {
@@ -79,7 +105,7 @@ pub struct Birth {
     pub ground: Rc<Ground>,
     /// What the request has taken.
     pub held: Held,
-    /// Route and upstream.
+    /// Its route; which of its upstreams comes first is noted in `control`.
     pub place: Rc<Place>,
     /// The gateway's request id.
     pub id: String,
@@ -121,7 +147,6 @@ impl Life {
     /// Enters the live streams.
     pub fn begin(birth: Birth) -> Life {
         let Birth { ground, held, place, id, trace_id, control } = birth;
-        ground.cells.route(place.route_index).streams_live.add(1);
         let now = ground.clock.now();
         let row = Rc::new(Row {
             id: id.into(),
@@ -131,6 +156,7 @@ impl Life {
             active: Cell::new(now),
             control,
         });
+        ground.cells.route(row.target().route_index).streams_live.add(1);
         let key = ground.live.0.borrow_mut().insert(row.clone());
         Life {
             row,
@@ -231,7 +257,7 @@ impl Life {
     pub fn received(&mut self, bytes: usize, events: u32, now: Moment) {
         self.row.active.set(now);
         let cells = &self.ground.cells;
-        let upstream = cells.upstream(self.row.place.upstream_index);
+        let upstream = cells.upstream(self.row.target().upstream_index);
         cells.bytes(Direction::In, Side::Upstream).add(bytes as u64);
         let first = self.meter.first().is_none();
         let interval = self.meter.events(events, now);
@@ -244,7 +270,7 @@ impl Life {
             }
         } else if events > 0 && first {
             let ttfb = now.since(self.row.started);
-            cells.route(self.row.place.route_index).ttfb.observe(ttfb);
+            cells.route(self.row.target().route_index).ttfb.observe(ttfb);
         }
     }
 
@@ -258,7 +284,7 @@ impl Life {
 impl Drop for Life {
     fn drop(&mut self) {
         self.ground.live.0.borrow_mut().remove(self.key as usize);
-        let place = &self.row.place;
+        let target = self.row.target();
         // A panic unwinds through here before anybody can catch it and name the reason.
         let left = if std::thread::panicking() {
             self.status = 500;
@@ -270,7 +296,7 @@ impl Drop for Life {
         let duration = self.ground.clock.now().since(self.row.started);
         let cells = &self.ground.cells;
         let (route, upstream) =
-            (cells.route(place.route_index), cells.upstream(place.upstream_index));
+            (cells.route(target.route_index), cells.upstream(target.upstream_index));
         route.streams_live.sub(1);
         route.duration.observe(duration);
         upstream.ended(reason).inc();
@@ -291,8 +317,8 @@ impl Drop for Life {
             id: &self.row.id,
             upstream_request_id: self.notes.upstream_request_id.as_deref(),
             trace_id: (trace_id != 0).then_some(trace_id),
-            route: &place.route,
-            upstream: &place.upstream,
+            route: &self.row.place.route,
+            upstream: &target.upstream,
             status: self.status,
             reason,
             ttfb: self.meter.first().map(|first| first.since(self.row.started)),

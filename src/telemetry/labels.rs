@@ -251,6 +251,8 @@ closed_list! {
         Status = "status",
         /// The upstream did not know our key, which has changed since it was read.
         Credential = "credential",
+        /// Nothing more to try at this upstream: the route's next one was asked.
+        Fallback = "fallback",
         /// The stream began with an error event.
         ErrorFirst = "error_first",
         /// The stream ended without any event.

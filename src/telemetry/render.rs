@@ -96,13 +96,13 @@ impl Metrics {
         Metrics { registry, process, shape, workers }
     }
 
-    /// The slots of a configuration's upstreams, by name, and routes, by path and place in
+    /// The slots of a configuration's upstreams, by name, and routes, by path and places in
     /// `upstreams`. What is new gets cells on every worker, and its series from now on; what is gone
     /// keeps both.
     ///
     /// # Errors
     /// [`Full`]; nothing has changed then.
-    pub fn join(&self, upstreams: &[&str], routes: &[(&str, usize)]) -> Result<Slots, Full> {
+    pub fn join(&self, upstreams: &[&str], routes: &[(&str, &[usize])]) -> Result<Slots, Full> {
         // A shape that a panic left half-changed would only have more names.
         let mut shape = self.shape.write().unwrap_or_else(PoisonError::into_inner);
         let slots = shape.join(upstreams, routes)?;

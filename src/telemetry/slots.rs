@@ -17,8 +17,8 @@ use crate::limits;
 pub struct Slots {
     /// By upstream, in the order of the configuration.
     pub upstreams: Vec<usize>,
-    /// By route, in the order of the configuration.
-    pub routes: Vec<usize>,
+    /// By route, in the order of the configuration, and by its upstreams.
+    pub routes: Vec<Vec<usize>>,
 }
 
 /// There is no slot left.
@@ -33,12 +33,12 @@ pub struct Full {
 }
 
 impl Shape {
-    /// Finds the slots of `upstreams`, by name, and of `routes`, by path and place in `upstreams`;
+    /// Finds the slots of `upstreams`, by name, and of `routes`, by path and places in `upstreams`;
     /// adds what is not there yet.
     ///
     /// # Errors
     /// [`Full`]; nothing was added then.
-    pub fn join(&mut self, upstreams: &[&str], routes: &[(&str, usize)]) -> Result<Slots, Full> {
+    pub fn join(&mut self, upstreams: &[&str], routes: &[(&str, &[usize])]) -> Result<Slots, Full> {
         let (upstreams_before, routes_before) = (self.upstreams.len(), self.routes.len());
         let mut slots = Slots::default();
         for name in upstreams {
@@ -48,13 +48,16 @@ impl Shape {
                 self.upstreams.len() - 1
             }));
         }
-        for (path, upstream) in routes {
-            let upstream = slots.upstreams[*upstream];
-            let known = self.routes.iter().position(|(p, u)| p == path && *u == upstream);
-            slots.routes.push(known.unwrap_or_else(|| {
-                self.routes.push(((*path).to_owned(), upstream));
-                self.routes.len() - 1
-            }));
+        for (path, upstreams) in routes {
+            let one = |upstream: &usize| {
+                let upstream = slots.upstreams[*upstream];
+                let known = self.routes.iter().position(|(p, u)| p == path && *u == upstream);
+                known.unwrap_or_else(|| {
+                    self.routes.push(((*path).to_owned(), upstream));
+                    self.routes.len() - 1
+                })
+            };
+            slots.routes.push(upstreams.iter().map(one).collect());
         }
         let full = |what, len, most| if len > most { Err(Full { what, most }) } else { Ok(()) };
         let fits = full("upstreams", self.upstreams.len(), limits::UPSTREAMS)
@@ -109,15 +112,18 @@ mod tests {
     #[test]
     fn a_name_keeps_its_slot() {
         let mut shape = Shape::default();
-        let first = shape.join(&["a", "b"], &[("/1", 0), ("/2", 1)]).expect("room");
-        assert_eq!(first, Slots { upstreams: vec![0, 1], routes: vec![0, 1] });
+        let first = shape.join(&["a", "b"], &[("/1", &[0]), ("/2", &[1])]).expect("room");
+        assert_eq!(first, Slots { upstreams: vec![0, 1], routes: vec![vec![0], vec![1]] });
         // `a` is gone, `c` is new, `/2` leads elsewhere: a series of its own.
-        let second = shape.join(&["c", "b"], &[("/2", 0), ("/3", 1)]).expect("room");
-        assert_eq!(second, Slots { upstreams: vec![2, 1], routes: vec![2, 3] });
-        let third = shape.join(&["b", "a"], &[("/1", 1), ("/2", 0)]).expect("room");
-        assert_eq!(third, Slots { upstreams: vec![1, 0], routes: vec![0, 1] });
+        let second = shape.join(&["c", "b"], &[("/2", &[0]), ("/3", &[1])]).expect("room");
+        assert_eq!(second, Slots { upstreams: vec![2, 1], routes: vec![vec![2], vec![3]] });
+        let third = shape.join(&["b", "a"], &[("/1", &[1]), ("/2", &[0])]).expect("room");
+        assert_eq!(third, Slots { upstreams: vec![1, 0], routes: vec![vec![0], vec![1]] });
         assert_eq!(shape.upstreams, ["a", "b", "c"]);
         assert_eq!(shape.routes.len(), 4);
+        // A second upstream of a route is a series beside the first.
+        let fourth = shape.join(&["b", "a"], &[("/1", &[1, 0])]).expect("room");
+        assert_eq!(fourth.routes, [[0, 4]]);
     }
 
     #[test]
@@ -127,14 +133,15 @@ mod tests {
             shape.join(&[&format!("u{n}")], &[]).expect("room");
         }
         let before = shape.clone();
-        let full = shape.join(&["x", "y"], &[("/1", 0)]).expect_err("one place is left");
+        let full = shape.join(&["x", "y"], &[("/1", &[0])]).expect_err("one place is left");
         assert!(full.to_string().contains("256 different upstreams"), "{full}");
         assert_eq!(shape, before);
-        shape.join(&["x", "u0"], &[("/1", 0)]).expect("the last place");
-        shape.join(&["u7", "x"], &[("/1", 1)]).expect("known names need none");
+        shape.join(&["x", "u0"], &[("/1", &[0])]).expect("the last place");
+        shape.join(&["u7", "x"], &[("/1", &[1])]).expect("known names need none");
 
         let paths: Vec<String> = (0..limits::ROUTES).map(|n| format!("/r{n}")).collect();
-        let routes: Vec<(&str, usize)> = paths.iter().map(|path| (path.as_str(), 0)).collect();
+        let routes: Vec<(&str, &[usize])> =
+            paths.iter().map(|path| (path.as_str(), &[0][..])).collect();
         let before = shape.clone();
         let full = shape.join(&["x"], &routes).expect_err("one is taken");
         assert!(full.to_string().contains("1024 different routes"), "{full}");

@@ -307,9 +307,10 @@ fn a_reload_adds_series_and_takes_none_away() {
     let (workers, metrics) = two_workers();
     workers[1].upstream(0).events.add(5);
     workers[0].route(0).streams_live.add(1);
-    let slots = metrics.join(&["new", "spare \"x\"\\"], &[("/v1/{*rest}", 0), ("/v2/{*rest}", 1)]);
+    let slots =
+        metrics.join(&["new", "spare \"x\"\\"], &[("/v1/{*rest}", &[0]), ("/v2/{*rest}", &[1])]);
     let slots = slots.unwrap();
-    assert_eq!((&slots.upstreams[..], &slots.routes[..]), (&[2, 1][..], &[2, 1][..]));
+    assert_eq!((&slots.upstreams[..], &slots.routes[..]), (&[2, 1][..], &[vec![2], vec![1]][..]));
     workers[0].upstream(2).events.add(7);
     workers[1].route(2).streams_live.add(3);
     let families = parse(&metrics.render());
@@ -326,8 +327,8 @@ fn a_reload_adds_series_and_takes_none_away() {
     let series = |metrics: &Metrics| metrics.render().lines().count();
     let before = series(&metrics);
     for _ in 0..100 {
-        metrics.join(&["main"], &[("/v1/{*rest}", 0)]).unwrap();
-        metrics.join(&["new", "main"], &[("/v1/{*rest}", 0)]).unwrap();
+        metrics.join(&["main"], &[("/v1/{*rest}", &[0])]).unwrap();
+        metrics.join(&["new", "main"], &[("/v1/{*rest}", &[0])]).unwrap();
     }
     assert_eq!(series(&metrics), before, "names that were there before add nothing");
 }

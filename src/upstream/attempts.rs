@@ -1,9 +1,10 @@
-//! One request's attempts: where each goes, what came of it, whether there is another.
+//! One request's attempts at one upstream: where each goes, what came of it, whether there is another.
 //!
 //! [`answer`] is what the gateway waits for. Each attempt goes to an endpoint of its own choice
 //! (`balance`), and what it comes to is told to that endpoint's breaker. Connecting that fails goes
 //! on with the next endpoint at once; whatever else may be tried again is bounded by `retry`, and
-//! waits where it would meet the same endpoint.
+//! waits where it would meet the same endpoint. When nothing more may be tried here, the body is
+//! given back if another upstream may be asked.
 //!
 //! Invariant: nothing of an answer has gone on to the client when another attempt is made, since
 //! the answer is given out only by the last. What the client gets then is that last attempt's answer
@@ -43,6 +44,8 @@ pub struct Bounds {
     pub deadline: Option<Moment>,
     /// Its route says that it may be run twice.
     pub safe: bool,
+    /// There is another upstream that may be asked after this one.
+    pub others: bool,
     /// What it has in common with requests that should go to the same endpoint.
     pub key: Option<u64>,
     /// How its events are read.
@@ -51,8 +54,18 @@ pub struct Bounds {
     pub max_event: usize,
 }
 
+/// How a request came out at an upstream.
+pub struct Outcome {
+    /// The last attempt's answer, or its failure; `BreakerOpen` if no endpoint could be asked.
+    pub answer: Result<Answer, Failure>,
+    /// The request's body, if another upstream may be asked in place of this answer.
+    pub body: Option<Box<Upload>>,
+    /// How many attempts were made.
+    pub attempts: u32,
+}
+
 /// How an attempt came out.
-struct Outcome {
+struct Tried {
     /// What the client gets if it is the last.
     answer: Result<Answer, Failure>,
     /// What is wrong with that.
@@ -61,100 +74,166 @@ struct Outcome {
     untouched: Option<Box<Upload>>,
 }
 
+/// What comes behind an attempt that is not what the client should get.
+enum Next {
+    /// It is all that there is.
+    Settle,
+    /// Nothing more here; another upstream may be asked.
+    Leave,
+    /// Another attempt, for this reason; after a pause if it would meet the same endpoint.
+    Again(RetryReason, Option<Duration>),
+}
+
+/// How far a request's attempts have come.
+struct Course<'a> {
+    upstream: &'a Upstream,
+    bounds: &'a Bounds,
+    outgoing: Outgoing,
+    /// The request may be run twice.
+    repeatable: bool,
+    /// The attempt under way, from 1 on.
+    attempt: u32,
+    /// Endpoints that are not to be asked again before a pause.
+    tried: Places,
+    /// A key was read anew, which is done once.
+    renewed: bool,
+}
+
 /// Sends a request until there is an answer for the client, or nothing more to try. `began` is told
 /// the number of each attempt.
-///
-/// # Errors
-/// The last attempt's failure; `BreakerOpen` if no endpoint may be asked.
 pub async fn answer(
     upstream: &Upstream,
     mut outgoing: Outgoing,
-    body: Upload,
-    bounds: Bounds,
+    mut body: Box<Upload>,
+    bounds: &Bounds,
     began: impl Fn(u32),
-) -> Result<Answer, Failure> {
+) -> Outcome {
     prepare(upstream, &mut outgoing, &body);
-    let (known, rule) = (&upstream.known, &upstream.config.retry);
-    known.budget.request(rule);
+    let known = &upstream.known;
+    known.budget.request(&upstream.config.retry);
     let state = body.state();
-    let repeatable = retry::repeatable(rule, &outgoing.method, bounds.safe);
-    let (mut attempt, mut tried) = (1, Places::default());
-    let mut body = Some(Box::new(body));
-    let mut last: Option<Outcome> = None;
-    // A key was refused before; another key may be used where one was limited.
-    let (mut refused, mut other_key) = (false, false);
+    let mut course = Course::new(upstream, bounds, outgoing);
+    let mut last = None;
     loop {
         let start = bounds.clock.now();
-        let choice = known.endpoints.choose(tried, bounds.key, trace::random(), start);
-        let choice = match (choice, &last) {
-            (Ok(choice), _) => choice,
-            (Err(_), Some(_)) => break,
-            (Err(none), None) => return Err(unavailable(upstream, none)),
+        let choice = known.endpoints.choose(course.tried, bounds.key, trace::random(), start);
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(none) => {
+                let answer = last.unwrap_or_else(|| Err(unavailable(upstream, none)));
+                return Outcome { answer, body: Some(body), attempts: course.attempt };
+            }
         };
         // The one before is given up only now.
-        last = None;
-        let Some(mut sent) = body.take() else { break };
-        // Only what has come in whole can be sent twice, and not everything ever has to be.
-        let wanted = rule.attempts > 1 && (repeatable || rule.replays() || upstream.may_refuse());
-        let copy = if wanted || !known.keys.is_empty() { sent.again() } else { None };
-        if attempt > 1 || refused {
+        if last.take().is_some() {
             state.restarted(bounds.wheel.now());
         }
-        began(attempt);
+        began(course.attempt);
+        let copy = if course.may_need_it_again() { body.again() } else { None };
         known.keys.look(start);
-        let key = known.keys.put(&mut outgoing.headers, start);
-        let limited = copy.is_some() && attempt < rule.attempts && repeatable;
-        let limit = limited.then_some(bounds.first_byte);
-        let mut outcome =
-            within(limit, &bounds, one(upstream, choice.index, &outgoing, sent, &bounds)).await;
+        let key = known.keys.put(&mut course.outgoing.headers, start);
+        let mut tried = course.one(choice.index, body, copy.is_some()).await;
         let took = bounds.clock.now().since(start);
-        tell(&known.endpoints.list()[choice.index], choice.attempt, &outcome, took, &bounds);
-        body = copy.map(Box::new).or(outcome.untouched.take());
-        let remedy = outcome.remedy(rule, &outgoing, &bounds, body.is_some());
-        let refreshed = match (key, outcome.status()) {
-            (Some(key), Some(StatusCode::TOO_MANY_REQUESTS)) => {
-                other_key = known.keys.limited(key, outcome.retry_after(), start);
-                false
-            }
-            (Some(key), Some(StatusCode::UNAUTHORIZED)) => {
-                body.is_some() && !refused && known.keys.refused(key).await
-            }
-            _ => false,
+        tell(&known.endpoints.list()[choice.index], choice.attempt, &tried, took, bounds);
+        let limited = tried.status() == Some(StatusCode::TOO_MANY_REQUESTS);
+        let other_key =
+            limited && key.is_some_and(|key| known.keys.limited(key, tried.retry_after(), start));
+        let attempts = course.attempt;
+        let Some(whole) = copy.map(Box::new).or(tried.untouched.take()) else {
+            return Outcome { answer: tried.answer, body: None, attempts };
         };
-        last = Some(outcome);
-        if refreshed {
-            // Nothing was run for a key that nobody knows.
-            refused = true;
+        body = whole;
+        if course.renews(key, &tried).await {
             upstream.cells().retries(RetryReason::Credential).inc();
+            last = Some(tried.answer);
             continue;
         }
-        let Some(remedy) = remedy else { break };
-        tried.add(choice.index);
-        let elsewhere = known.endpoints.has_other(tried);
-        if !(remedy.unsent && elsewhere) {
-            if attempt >= rule.attempts || !known.budget.retry() {
-                break;
+        match course.next(&tried, choice.index, other_key) {
+            Next::Settle => return Outcome { answer: tried.answer, body: None, attempts },
+            Next::Leave => return Outcome { answer: tried.answer, body: Some(body), attempts },
+            Next::Again(reason, pause) => {
+                if let Some(pause) = pause {
+                    // An upstream that was not asked yet cannot be late.
+                    state.asked_at(bounds.wheel.now().after(pause));
+                    tokio::time::sleep(pause).await;
+                }
+                upstream.cells().retries(reason).inc();
             }
-            attempt += 1;
         }
-        if other_key {
-            // With that one the same endpoint may have room.
-            (other_key, tried) = (false, Places::default());
-        } else if !elsewhere {
-            let asked = last.as_ref().and_then(Outcome::retry_after).unwrap_or_default();
-            let pause = asked.max(retry::pause(rule, attempt, trace::random()));
-            let until = bounds.clock.now().after(pause);
-            if pause > rule.backoff_max || bounds.deadline.is_some_and(|end| until >= end) {
-                break;
-            }
-            // An upstream that was not asked yet cannot be late.
-            state.asked_at(bounds.wheel.now().after(pause));
-            tokio::time::sleep(pause).await;
-            tried = Places::default();
-        }
-        upstream.cells().retries(remedy.reason).inc();
+        last = Some(tried.answer);
     }
-    last.expect("the loop ends behind an attempt").answer
+}
+
+impl<'a> Course<'a> {
+    fn new(upstream: &'a Upstream, bounds: &'a Bounds, outgoing: Outgoing) -> Course<'a> {
+        let rule = &upstream.config.retry;
+        let repeatable = retry::repeatable(rule, &outgoing.method, bounds.safe);
+        let tried = Places::default();
+        Course { upstream, bounds, outgoing, repeatable, attempt: 1, tried, renewed: false }
+    }
+
+    /// Whether the body may be wanted once more. Only what has come in whole can be sent twice, and
+    /// not everything ever has to be.
+    fn may_need_it_again(&self) -> bool {
+        let rule = &self.upstream.config.retry;
+        let more = rule.attempts > 1 || self.bounds.others;
+        more && (self.repeatable || rule.names_answers() || self.upstream.may_refuse())
+            || !self.upstream.known.keys.is_empty()
+    }
+
+    /// One attempt at an endpoint; `kept`: the body is there for another one.
+    async fn one(&self, index: usize, body: Box<Upload>, kept: bool) -> Tried {
+        let more = self.attempt < self.upstream.config.retry.attempts || self.bounds.others;
+        let limit = (kept && more && self.repeatable).then_some(self.bounds.first_byte);
+        within(limit, self.bounds, one(self.upstream, index, &self.outgoing, body, self.bounds))
+            .await
+    }
+
+    /// Whether the key that was used is refused, and there is another now: nothing was run for a key
+    /// that nobody knows, so this is no attempt.
+    async fn renews(&mut self, key: Option<usize>, tried: &Tried) -> bool {
+        let refused = tried.status() == Some(StatusCode::UNAUTHORIZED);
+        let Some(key) = key.filter(|_| refused && !self.renewed) else { return false };
+        self.renewed = self.upstream.known.keys.refused(key).await;
+        self.renewed
+    }
+
+    /// What comes behind an attempt at the endpoint `index`, the body being whole. `other_key`: with
+    /// another key the same endpoint may have room.
+    fn next(&mut self, tried: &Tried, index: usize, other_key: bool) -> Next {
+        let (known, rule) = (&self.upstream.known, &self.upstream.config.retry);
+        let Some(remedy) = tried.remedy(rule, &self.outgoing, self.bounds) else {
+            return Next::Settle;
+        };
+        self.tried.add(index);
+        let elsewhere = known.endpoints.has_other(self.tried);
+        if !(remedy.unsent && elsewhere) {
+            if self.attempt >= rule.attempts || !known.budget.retry() {
+                return Next::Leave;
+            }
+            self.attempt += 1;
+        }
+        let pause = if other_key || elsewhere { None } else { Some(self.pause(tried)) };
+        if pause.is_some_and(|pause| !self.allows(pause)) {
+            return Next::Leave;
+        }
+        if other_key || pause.is_some() {
+            self.tried = Places::default();
+        }
+        Next::Again(remedy.reason, pause)
+    }
+
+    fn pause(&self, tried: &Tried) -> Duration {
+        let asked = tried.retry_after().unwrap_or_default();
+        asked.max(retry::pause(&self.upstream.config.retry, self.attempt, trace::random()))
+    }
+
+    /// Whether so long a pause is within the rule, and within what the client has told.
+    fn allows(&self, pause: Duration) -> bool {
+        let until = self.bounds.clock.now().after(pause);
+        pause <= self.upstream.config.retry.backoff_max
+            && self.bounds.deadline.is_none_or(|end| until < end)
+    }
 }
 
 /// Tells an endpoint what an attempt came to. What never reached an answer and speaks for nothing,
@@ -162,35 +241,26 @@ pub async fn answer(
 fn tell(
     endpoint: &Endpoint,
     attempt: Option<Attempt>,
-    outcome: &Outcome,
+    tried: &Tried,
     took: Duration,
     bounds: &Bounds,
 ) {
     let now = bounds.clock.now();
-    if outcome.answer.is_ok() {
+    if tried.answer.is_ok() {
         endpoint.measured(took, now);
     }
     let Some(attempt) = attempt else { return };
     let late = endpoint.breaker().and_then(|b| b.slow()).is_some_and(|slow| took > slow);
-    if late || outcome.trouble.is_some_and(Trouble::speaks_against) {
+    if late || tried.trouble.is_some_and(Trouble::speaks_against) {
         attempt.failed(now);
-    } else if outcome.answer.is_ok() {
+    } else if tried.answer.is_ok() {
         attempt.succeeded(now);
     }
 }
 
-impl Outcome {
-    /// What may be done about it; `whole`: the body is there for another attempt.
-    fn remedy(
-        &self,
-        rule: &RetryRule,
-        outgoing: &Outgoing,
-        bounds: &Bounds,
-        whole: bool,
-    ) -> Option<Remedy> {
-        if !whole {
-            return None;
-        }
+impl Tried {
+    /// What may be done about it, the body being there for another attempt.
+    fn remedy(&self, rule: &RetryRule, outgoing: &Outgoing, bounds: &Bounds) -> Option<Remedy> {
         // The upstream's own word on it (OpenAI and those who took it over).
         let told = self.answer.as_ref().ok().and_then(|a| a.head.headers.get("x-should-retry"));
         if told.is_some_and(|told| told == "false") {
@@ -213,14 +283,14 @@ impl Outcome {
 async fn within(
     limit: Option<Duration>,
     bounds: &Bounds,
-    attempt: impl Future<Output = Outcome>,
-) -> Outcome {
+    attempt: impl Future<Output = Tried>,
+) -> Tried {
     let Some(limit) = limit else { return attempt.await };
     bounds.wheel.timeout(limit, attempt).await.unwrap_or_else(|_| {
         let text = format!("no event within stream.first_byte = {limit:?}");
         let trouble = Some(Trouble::Failed(Kind::FirstByte));
         let answer = Err(Failure::new(Kind::FirstByte, text));
-        Outcome { answer, trouble, untouched: None }
+        Tried { answer, trouble, untouched: None }
     })
 }
 
@@ -231,7 +301,7 @@ async fn one(
     outgoing: &Outgoing,
     body: Box<Upload>,
     bounds: &Bounds,
-) -> Outcome {
+) -> Tried {
     let sent = send(upstream, index, outgoing, body).await;
     match sent {
         Ok(answer) => {
@@ -242,7 +312,7 @@ async fn one(
                 true => first_event(answer, bounds).await,
                 false => (answer, wrong.then_some(Trouble::Status(status))),
             };
-            Outcome { answer: Ok(answer), trouble, untouched: None }
+            Tried { answer: Ok(answer), trouble, untouched: None }
         }
         Err(Unanswered::Untouched(body, failure)) => {
             // Nobody saw it, however the connection ended; what the gateway itself lacks, such as open
@@ -250,11 +320,11 @@ async fn one(
             let gone = failure.kind == Kind::UpstreamGone || failure.kind == Kind::UpstreamProtocol;
             let kind = if gone { Kind::Refused } else { failure.kind };
             let trouble = Some(Trouble::Failed(kind));
-            Outcome { answer: Err(failure), trouble, untouched: Some(body) }
+            Tried { answer: Err(failure), trouble, untouched: Some(body) }
         }
         Err(Unanswered::Failed(failure)) => {
             let trouble = Some(Trouble::Failed(failure.kind));
-            Outcome { answer: Err(failure), trouble, untouched: None }
+            Tried { answer: Err(failure), trouble, untouched: None }
         }
     }
 }

@@ -154,6 +154,18 @@ pub enum NoEndpoint {
     Open(Duration),
 }
 
+/// What an endpoint or upstream of `weight` costs by the lot of `drawn`, so that the cheapest of
+/// several is each as often as its weight: the first of exponentially distributed times is as
+/// likely as its rate.
+pub fn weighted_cost(drawn: &impl Hash, weight: u32) -> f64 {
+    -lot(drawn).max(f64::MIN_POSITIVE).ln() / f64::from(weight)
+}
+
+/// Between 0 and 1, the same for the same thing.
+fn lot(drawn: &impl Hash) -> f64 {
+    (hash(drawn) >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// The key of something that is to come to the same endpoint each time.
 pub fn key_of(thing: &[u8]) -> u64 {
     hash(&thing)
@@ -237,8 +249,8 @@ impl Endpoints {
     ) -> Option<usize> {
         let weight = |index: usize| f64::from(self.weights[index]);
         let load = |index: usize| (self.list[index].live() + 1) as f64 / weight(index);
-        // Between 0 and 1, different for each endpoint.
-        let lot = |index: usize| (hash(&(random, index)) >> 11) as f64 / (1u64 << 53) as f64;
+        // Different for each endpoint.
+        let lot = |index: usize| lot(&(random, index));
         let cheapest_by = |cost: &dyn Fn(usize) -> f64| {
             let costs = left.clone().map(|index| (cost(index), index));
             costs.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, index)| index)
@@ -246,16 +258,11 @@ impl Endpoints {
         match self.balance {
             Balance::Ordered => left.clone().next(),
             Balance::Weighted => cheapest_by(&|index| {
-                let endpoint = &self.list[index];
-                let lot = match key {
-                    Some(key) => {
-                        let own = (key, &endpoint.url.host, endpoint.url.port);
-                        (hash(&own) >> 11) as f64 / (1u64 << 53) as f64
-                    }
-                    None => lot(index),
-                };
-                // The first of exponentially distributed times is as likely as its rate.
-                -lot.max(f64::MIN_POSITIVE).ln() / weight(index)
+                let url = &self.list[index].url;
+                match key {
+                    Some(key) => weighted_cost(&(key, &url.host, url.port), self.weights[index]),
+                    None => weighted_cost(&(random, index), self.weights[index]),
+                }
             }),
             // A little of the lot, or all would begin with the first.
             Balance::Least => cheapest_by(&|index| load(index) + lot(index) / 1e6),

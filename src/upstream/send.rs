@@ -23,6 +23,7 @@ use crate::upstream::{h1, h2_stream};
 use crate::wire::head;
 
 /// A request as the gateway hands it over.
+#[derive(Clone)]
 pub struct Outgoing {
     /// The client's method.
     pub method: Method,

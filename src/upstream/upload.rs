@@ -212,7 +212,7 @@ impl UploadState {
     }
 
     /// It goes out once more, at `now`.
-    pub(super) fn restarted(&self, now: Tick) {
+    pub fn restarted(&self, now: Tick) {
         self.moved.set(now);
         // Nobody polls an empty body.
         self.done.set(self.bytes.get() == 0);

@@ -24,7 +24,7 @@ use tidegate::sim::{Behaviour, Options, Sim};
 use tidegate::stream::control::{Control, IoState, Patience};
 use tidegate::stream::core::Stream;
 use tidegate::stream::ground::{Ground, Rules, Scratch};
-use tidegate::stream::life::{Birth, Life, Live, Place};
+use tidegate::stream::life::{Birth, Life, Live, Place, Target};
 use tidegate::stream::relay::{Relay, Verdict};
 use tidegate::stream::source::Source;
 use tidegate::telemetry::{Cells, Shape};
@@ -146,13 +146,15 @@ async fn stream(simulator: SocketAddr) -> Stream {
         first_byte: Duration::from_secs(10),
         deadline: None,
         safe: false,
+        others: false,
         key: None,
         family: Family::OpenAi,
         max_event: 1 << 20,
     };
     let body = upload(&wheel).await;
-    let answer = attempts::answer(&upstream, outgoing, body, bounds, |_| ()).await;
-    let answer = answer.unwrap_or_else(|f| panic!("{f:?}"));
+    let body = Box::new(body);
+    let outcome = attempts::answer(&upstream, outgoing, body, &bounds, |_| ()).await;
+    let answer = outcome.answer.unwrap_or_else(|f| panic!("{f:?}"));
     let patience = Patience { client_stall: Duration::from_secs(30), backlog: 1 << 16 };
     let ground = Rc::new(Ground {
         clock,
@@ -169,9 +171,7 @@ async fn stream(simulator: SocketAddr) -> Stream {
         held: Held::new(Permits::new(1).take().expect("one place"), None),
         place: Rc::new(Place {
             route: "r".into(),
-            route_index: 0,
-            upstream: "u".into(),
-            upstream_index: 0,
+            targets: Box::new([Target { upstream: "u".into(), route_index: 0, upstream_index: 0 }]),
         }),
         id: "id".into(),
         trace_id: Some(1),

@@ -63,16 +63,16 @@ async fn after_the_commit_the_upstreams_refusal_is_an_error_event_with_its_own_w
         let stage = stage(upstream_h2, EARLY).await;
         for (status, kind) in [("429", "rate_limit_error"), ("500", "server_error")] {
             let what = format!("{status} {http:?} upstream h2 {upstream_h2}");
-            let fields = [("sim-first-byte", "900ms"), ("sim-status", status)];
+            let fields = [("sim-first-byte", "1800ms"), ("sim-status", status)];
             let answer = stage.client(http).await.stream(&fields).await;
             assert_eq!(only_an_error(&answer, &what), "sim");
             let text = answer.text();
             assert!(text.contains("simulated error") && text.contains(kind), "{what}: {text}");
         }
-        let fields = [("sim-first-byte", "900ms"), ("sim-fault", "html")];
+        let fields = [("sim-first-byte", "1800ms"), ("sim-fault", "html")];
         let answer = stage.client(http).await.stream(&fields).await;
         assert_eq!(only_an_error(&answer, "html"), "upstream_status");
-        let fields = [("sim-first-byte", "900ms"), ("sim-fault", "reset-head")];
+        let fields = [("sim-first-byte", "1800ms"), ("sim-fault", "reset-head")];
         let answer = stage.client(http).await.stream(&fields).await;
         assert_eq!(only_an_error(&answer, "reset-head"), "upstream_gone");
         stage.until("all ended", |m| m.ended("upstream_error") == 4.0 && m.live() == 0.0).await;

@@ -32,7 +32,8 @@ async fn an_endpoint_that_says_it_is_not_well_gets_no_requests_until_it_is() {
             sim.wait_for(|c| c.requests >= 4, PATIENCE).await.expect("checks");
         }
         assert_eq!(answers(&gateway, [&sick, &good]).await, [1, 0]);
-        let metrics = scrape::metrics(gateway.ready.admin).await;
+        let ended = |m: &scrape::Metrics| m.sum("tidegate_streams_ended_total") >= 1.0;
+        let metrics = scrape::until(gateway.ready.admin, "it has ended", ended).await;
         assert_eq!(metrics.sum("tidegate_requests_total"), 1.0, "checks are no traffic");
         assert_eq!(metrics.sum("tidegate_streams_ended_total"), 1.0);
         let connects = "tidegate_upstream_connects_total{upstream=\"sim\",result=\"ok\"}";

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
 use crate::stream::control::{IoState, Patience};
 use crate::stream::ground::Scratch;
-use crate::stream::life::{Birth, Live, Place};
+use crate::stream::life::{Birth, Live, Place, Target};
 use crate::stream::source::Said;
 use crate::telemetry::{Cells, Shape};
 use crate::wire::wheel::Wheel;
@@ -77,9 +77,11 @@ impl Bench {
             held: Held::new(permits.take().expect("one place"), None),
             place: Rc::new(Place {
                 route: "r".into(),
-                route_index: 0,
-                upstream: "u".into(),
-                upstream_index: 0,
+                targets: Box::new([Target {
+                    upstream: "u".into(),
+                    route_index: 0,
+                    upstream_index: 0,
+                }]),
             }),
             id: "id".into(),
             trace_id: Some(7),
