@@ -220,16 +220,6 @@ fn chunk_accounts() -> Repeat {
         scratch: Scratch::default(),
     });
     let control = Control::new(io.clone(), &ground, patience);
-    let target = Target { upstream: "u".into(), route_index: 0, upstream_index: 0 };
-    let place = Place { route: "r".into(), targets: Box::new([target]) };
-    let mut life = Life::begin(Birth {
-        ground,
-        held: Held::new(Permits::new(1).take().expect("a free place"), None),
-        place: Rc::new(place),
-        id: "id".into(),
-        trace_id: None,
-        control: control.clone(),
-    });
     let second = Duration::from_secs(1);
     let rules = Rules {
         heartbeat: Some(15 * second),
@@ -239,6 +229,16 @@ fn chunk_accounts() -> Repeat {
         total: 3600 * second,
         max_event: 1 << 24,
     };
+    let target = Target { upstream: "u".into(), route_index: 0, upstream_index: 0 };
+    let place = Place { route: "r".into(), rules: rules.clone(), targets: Box::new([target]) };
+    let mut life = Life::begin(Birth {
+        ground,
+        held: Held::new(Permits::new(1).take().expect("a free place"), None),
+        place: Rc::new(place),
+        id: "id".into(),
+        trace_id: None,
+        control: control.clone(),
+    });
     let mut tracker = Tracker::new(Family::OpenAi, rules.max_event);
     tracker.feed(event().as_bytes());
     let (timer, mut deadlines) = (wheel.timer(), Deadlines::new(Tick(0), Tick(0)));

@@ -212,7 +212,7 @@ impl Exchange<'_> {
     ) -> Result<Head, Failure> {
         let ground = &self.gateway.ground;
         let timer = ground.wheel.timer();
-        let first_byte = self.route.rules.first_byte;
+        let first_byte = self.route.place.rules.first_byte;
         let commit_at = self.commit_at(life);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answered) = sending.as_mut().poll(cx) {
@@ -250,8 +250,6 @@ impl Exchange<'_> {
             life.held().cancel();
         }
         let commit_at = self.commit_at(&life);
-        let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
-        let rules = self.route.rules.clone();
         let bodiless = self.bodiless || head::is_bodiless(head.status);
         if bodiless || !is_tracked(&head) {
             let mut source = Source::Body(body);
@@ -259,12 +257,12 @@ impl Exchange<'_> {
                 // Nobody will ask for a body even once.
                 source.settle();
             }
-            let stream = Stream::opaque(ground, rules, source, control, life);
+            let stream = Stream::opaque(source, life);
             let head = reply::passed_on(head);
             return Ok(reply::streamed(head, self.client, stream, self.control));
         }
         let source = Source::Body(body);
-        let mut stream = Stream::events(ground, rules, self.family, source, control, life);
+        let mut stream = Stream::events(self.family, source, life);
         if let Err(failure) = std::future::poll_fn(|cx| stream.poll_prime(cx, commit_at)).await {
             return Err(failed(stream.life(), self.family, failure));
         }
@@ -284,9 +282,7 @@ impl Exchange<'_> {
     fn promise(&self, sending: Sending, mut life: Life) -> Response<ClientBody> {
         life.answered(200, None);
         let source = Source::Awaiting(Box::pin(kept(sending)));
-        let (ground, control) = (self.gateway.ground.clone(), self.control.clone());
-        let rules = self.route.rules.clone();
-        let mut stream = Stream::events(ground, rules, self.family, source, control, life);
+        let mut stream = Stream::events(self.family, source, life);
         self.path(stream.life());
         reply::streamed(reply::event_stream_head(None), self.client, stream, self.control)
     }
@@ -333,13 +329,13 @@ fn bounds(gateway: &Gateway, route: &Route, family: Family) -> Bounds {
     Bounds {
         clock: gateway.ground.clock.clone(),
         wheel: gateway.ground.wheel.clone(),
-        first_byte: route.rules.first_byte,
+        first_byte: route.place.rules.first_byte,
         deadline: None,
         safe: route.repeatable,
         others: false,
         key: None,
         family,
-        max_event: route.rules.max_event,
+        max_event: route.place.rules.max_event,
     }
 }
 

@@ -99,14 +99,17 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
         repeatable: route.repeatable,
         body_buffer: usize::try_from(route.body_buffer).unwrap_or(usize::MAX),
         literal_prefix: route.literal_prefix.as_str().into(),
-        place: Rc::new(Place { route: route.path.clone(), targets: targets(index, route) }),
-        rules: Rc::new(Rules {
-            heartbeat: stream.heartbeat,
-            style: route.heartbeat_style,
-            first_byte: stream.first_byte,
-            idle: stream.idle,
-            total: stream.total,
-            max_event: stream.max_event,
+        place: Rc::new(Place {
+            route: route.path.clone(),
+            rules: Rules {
+                heartbeat: stream.heartbeat,
+                style: route.heartbeat_style,
+                first_byte: stream.first_byte,
+                idle: stream.idle,
+                total: stream.total,
+                max_event: stream.max_event,
+            },
+            targets: targets(index, route),
         }),
     };
     config.routes.iter().enumerate().map(one).collect()

@@ -7,7 +7,6 @@ use crate::config::{self, Sticky};
 use crate::error::{Failure, Kind};
 use crate::gateway::auth::Identity;
 use crate::limits;
-use crate::stream::ground::Rules;
 use crate::stream::life::Place;
 use crate::upstream::balance;
 use crate::upstream::upload::BodyRules;
@@ -42,10 +41,8 @@ pub struct Route {
     pub body_buffer: usize,
     /// See [`config::Route`].
     pub literal_prefix: Rc<str>,
-    /// Names and places in the metrics.
+    /// What its streams go by: names, places in the metrics, limits and habits.
     pub place: Rc<Place>,
-    /// Limits and habits of its streams.
-    pub rules: Rc<Rules>,
 }
 
 /// A route's upstreams in the order in which one request asks them. 9 bytes.

@@ -56,7 +56,7 @@ enum Verdict {
 }
 
 /// Serves `io` until it is closed, or until a response streams.
-pub async fn serve(io: ClientIo, seat: Seat, floor: Rc<Floor>) {
+pub async fn serve(mut io: ClientIo, seat: Seat, floor: Rc<Floor>) {
     let gateway = floor.gateway.clone();
     let Some(peer) = io.peer() else { return };
     let (inbound, state) = (io.inbound(), io.state());

@@ -93,7 +93,7 @@ pub fn take(slot: &Slot, io: &IoState) -> Option<Offer> {
 }
 
 /// Starts the relay of `offer` on `io`; hyper had read `read` behind the request.
-pub fn start(offer: Offer, io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floor>) {
+pub fn start(offer: Offer, mut io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floor>) {
     let Offer { head, body, keep_alive, .. } = offer;
     let keep_alive = keep_alive && !floor.gateway.draining.get();
     let (mut parts, ()) = head.into_parts();
@@ -103,19 +103,15 @@ pub fn start(offer: Offer, io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floo
     }
     let head = head::chunked_head(parts.status, &parts.headers, keep_alive);
     drop(parts);
-    let relay = Relay::new(io, head, *body.into_stream(), &read);
-    tokio::task::spawn_local(Streaming {
-        relay: Some(relay),
-        keep_alive,
-        seat: Some((seat, floor)),
-    });
+    io.rest(&read);
+    let relay = Relay::new(io, head, keep_alive, *body.into_stream(), &read);
+    tokio::task::spawn_local(Streaming { relay: Some(relay), seat: Some((seat, floor)) });
 }
 
 /// The task of a response that streams.
 struct Streaming {
     /// `None` once it is over.
     relay: Option<Relay<ClientIo>>,
-    keep_alive: bool,
     seat: Option<(Seat, Rc<Floor>)>,
 }
 
@@ -127,24 +123,24 @@ impl Future for Streaming {
         let verdict = ready!(relay.poll(cx));
         let (relay, seat) = (self.relay.take(), self.seat.take());
         if let (Some(relay), Some((seat, floor))) = (relay, seat) {
-            over(verdict, relay, self.keep_alive, seat, floor);
+            over(verdict, relay, seat, floor);
         }
         Poll::Ready(())
     }
 }
 
 /// What becomes of a connection whose response is over.
-fn over(verdict: Verdict, relay: Relay<ClientIo>, keep: bool, seat: Seat, floor: Rc<Floor>) {
+fn over(verdict: Verdict, relay: Relay<ClientIo>, seat: Seat, floor: Rc<Floor>) {
     let (io, read) = relay.into_parts();
-    let keep = keep && !floor.gateway.draining.get();
+    let draining = floor.gateway.draining.get();
     match verdict {
         Verdict::Gone => {}
         Verdict::Cut(Cut::Reset) => io.reset(),
         // In tasks of their own, so that the one that streams stays small.
-        Verdict::Complete if keep => {
+        Verdict::Complete { keep_alive: true } if !draining => {
             tokio::task::spawn_local(h1::serve(io.resume(read), seat, floor));
         }
-        Verdict::Complete | Verdict::Cut(Cut::Close) => {
+        Verdict::Complete { .. } | Verdict::Cut(Cut::Close) => {
             tokio::task::spawn_local(async move {
                 io.close().await;
                 drop(seat);
@@ -161,6 +157,7 @@ mod tests {
     #[test]
     fn a_streaming_task_is_small() {
         let bytes = size_of::<Streaming>();
-        assert!(bytes <= 544, "{bytes} bytes");
+        // tokio adds some 100 and rounds up to a multiple of 128: with eight bytes more it is 640.
+        assert!(bytes <= 408, "{bytes} bytes");
     }
 }

@@ -3,7 +3,7 @@
 //! Everything an HTTP/1.1 client sends passes the guard first; after a fault hyper gets nothing
 //! more. Writes and flushes are noted for the [`IoState`] by which lagging clients are known.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -30,9 +30,9 @@ pub enum Socket {
     Tls(Box<TlsStream>),
 }
 
-/// What the guard knows of the requests on an HTTP/1.1 connection.
-#[derive(Default)]
+/// The guard of an HTTP/1.1 connection, and what it knows of the requests on it.
 pub struct Inbound {
+    guard: RefCell<Guard>,
     fault: Cell<Option<Fault>>,
     /// Since when a head is incomplete.
     head_since: Cell<Option<Tick>>,
@@ -44,7 +44,48 @@ pub struct Inbound {
     ask: Cell<bool>,
 }
 
+impl Default for Inbound {
+    /// Before the first request, or between two.
+    fn default() -> Inbound {
+        Inbound {
+            guard: RefCell::new(Guard::new(limits::CLIENT_HEAD_BYTES)),
+            fault: Cell::default(),
+            head_since: Cell::default(),
+            waiting: Cell::default(),
+            in_body: Cell::default(),
+            ask: Cell::default(),
+        }
+    }
+}
+
 impl Inbound {
+    /// Lets `bytes` through, up to a fault: how many are clean.
+    fn inspect(&self, bytes: &[u8], now: Tick) -> usize {
+        let mut guard = self.guard.borrow_mut();
+        let heads = guard.heads();
+        let clean = guard.feed(bytes).map_or_else(
+            |(clean, fault)| {
+                self.fault.set(Some(fault));
+                clean
+            },
+            |()| bytes.len(),
+        );
+        let more = u32::try_from(guard.heads() - heads).unwrap_or(u32::MAX);
+        self.waiting.set(self.waiting.get().saturating_add(more));
+        self.in_body.set(guard.expecting() == Expecting::Body);
+        match (guard.expecting() == Expecting::Head, self.head_since.get()) {
+            (true, None) => self.head_since.set(Some(now)),
+            (false, Some(_)) => self.head_since.set(None),
+            _ => {}
+        }
+        clean
+    }
+
+    /// Whether it is as good as a new one: between two requests, with nothing noted.
+    fn rests(&self) -> bool {
+        self.guard.borrow().is_fresh() && self.fault.get().is_none() && self.waiting.get() == 0
+    }
+
     /// Why hyper gets nothing more, if so.
     pub fn fault(&self) -> Option<Fault> {
         self.fault.get()
@@ -95,8 +136,10 @@ pub struct ClientIo {
     socket: Socket,
     /// Read already: to tell HTTP/2 from HTTP/1.1, or behind a request whose response is over.
     ahead: Option<Box<Ahead>>,
-    guard: Option<Guard>,
-    inbound: Rc<Inbound>,
+    /// Made with the first byte that is to be inspected.
+    inbound: Option<Rc<Inbound>>,
+    /// HTTP/1.1, which is guarded.
+    guarded: bool,
     state: Rc<IoState>,
     ground: Rc<Ground>,
 }
@@ -107,8 +150,8 @@ impl ClientIo {
         ClientIo {
             socket,
             ahead: Ahead::of(ahead, false),
-            guard: guarded.then(|| Guard::new(limits::CLIENT_HEAD_BYTES)),
-            inbound: Rc::default(),
+            inbound: None,
+            guarded,
             state: Rc::default(),
             ground: ground.clone(),
         }
@@ -131,8 +174,16 @@ impl ClientIo {
     }
 
     /// What the guard knows.
-    pub fn inbound(&self) -> Rc<Inbound> {
-        self.inbound.clone()
+    pub fn inbound(&mut self) -> Rc<Inbound> {
+        self.inbound.get_or_insert_default().clone()
+    }
+
+    /// Lets go of the guard while it knows nothing: a response that streams needs none before its
+    /// client speaks again. `read` is what the client has sent behind its request.
+    pub fn rest(&mut self, read: &[u8]) {
+        if read.is_empty() {
+            self.inbound.take_if(|inbound| inbound.rests());
+        }
     }
 
     /// What the socket does.
@@ -142,21 +193,16 @@ impl ClientIo {
 
     /// Lets the bytes from `passed` on through the guard; holds back what follows a fault.
     fn inspect(&mut self, buf: &mut ReadBuf<'_>, passed: usize) {
-        let Some(guard) = self.guard.as_mut() else { return };
-        let heads = guard.heads();
-        if let Err((clean, fault)) = guard.feed(&buf.filled()[passed..]) {
+        if self.guarded {
+            let inbound = self.inbound.get_or_insert_default();
+            let clean = inbound.inspect(&buf.filled()[passed..], self.ground.wheel.now());
             buf.set_filled(passed + clean);
-            self.inbound.fault.set(Some(fault));
         }
-        let more = u32::try_from(guard.heads() - heads).unwrap_or(u32::MAX);
-        self.inbound.waiting.set(self.inbound.waiting.get().saturating_add(more));
-        let within_head = guard.expecting() == Expecting::Head;
-        self.inbound.in_body.set(guard.expecting() == Expecting::Body);
-        match (within_head, self.inbound.head_since.get()) {
-            (true, None) => self.inbound.head_since.set(Some(self.ground.wheel.now())),
-            (false, Some(_)) => self.inbound.head_since.set(None),
-            _ => {}
-        }
+    }
+
+    /// Why hyper gets nothing more, if so.
+    fn fault(&self) -> Option<Fault> {
+        self.inbound.as_ref()?.fault()
     }
 
     fn tcp(&self) -> &TcpStream {
@@ -234,7 +280,7 @@ impl AsyncRead for ClientIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if let (Some(fault), true) = (me.inbound.fault(), me.ahead.is_none()) {
+        if let (Some(fault), true) = (me.fault(), me.ahead.is_none()) {
             return held_back(fault);
         }
         let passed = buf.filled().len();
@@ -264,7 +310,7 @@ impl AsyncRead for ClientIo {
             }
         }
         me.inspect(buf, passed);
-        match me.inbound.fault() {
+        match me.fault() {
             Some(fault) if buf.filled().len() == passed => held_back(fault),
             _ => Poll::Ready(Ok(())),
         }
@@ -326,7 +372,7 @@ impl AsyncWrite for ClientIo {
     fn is_write_vectored(&self) -> bool {
         // h2, which is the one without a guard, then gathers frames of up to 1 KiB into one write; else it
         // makes a write of every frame of more than 256 bytes, which events usually are.
-        if self.guard.is_none() {
+        if !self.guarded {
             return false;
         }
         match &self.socket {
@@ -337,7 +383,8 @@ impl AsyncWrite for ClientIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if me.inbound.ask.take() && has_left(me.tcp()) {
+        let ask = me.inbound.as_ref().is_some_and(|inbound| inbound.ask.take());
+        if ask && has_left(me.tcp()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let polled = match &mut me.socket {

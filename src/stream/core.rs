@@ -21,7 +21,6 @@ use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::stream::control::Control;
 use crate::stream::deadline::Deadlines;
-use crate::stream::ground::{Ground, Rules};
 use crate::stream::life::Life;
 use crate::stream::queue::Queue;
 use crate::stream::shape;
@@ -73,8 +72,6 @@ enum Phase {
 
 /// See the module.
 pub struct Stream {
-    ground: Rc<Ground>,
-    rules: Rc<Rules>,
     family: Family,
     source: Source,
     tracker: Option<Tracker>,
@@ -82,61 +79,36 @@ pub struct Stream {
     ahead: Queue,
     phase: Phase,
     timer: Timer,
-    control: Rc<Control>,
     life: Life,
     deadlines: Deadlines,
 }
 
 impl Stream {
-    /// A stream of events in `family`'s manner.
-    pub fn events(
-        ground: Rc<Ground>,
-        rules: Rc<Rules>,
-        family: Family,
-        source: Source,
-        control: Rc<Control>,
-        life: Life,
-    ) -> Stream {
-        let tracker = Some(Tracker::new(family, rules.max_event));
-        Stream::new(ground, rules, family, source, tracker, control, life)
+    /// The stream of events of the request `life`, in `family`'s manner.
+    pub fn events(family: Family, source: Source, life: Life) -> Stream {
+        let tracker = Some(Tracker::new(family, life.rules().max_event));
+        Stream::new(family, source, tracker, life)
     }
 
     /// Any other response.
-    pub fn opaque(
-        ground: Rc<Ground>,
-        rules: Rc<Rules>,
-        source: Source,
-        control: Rc<Control>,
-        mut life: Life,
-    ) -> Stream {
+    pub fn opaque(source: Source, mut life: Life) -> Stream {
         if source.over() {
             // The answer to a HEAD, a 204 or a 304: nobody will ask even once.
             life.end(Reason::Completed);
         }
-        Stream::new(ground, rules, Family::Plain, source, None, control, life)
+        Stream::new(Family::Plain, source, None, life)
     }
 
-    fn new(
-        ground: Rc<Ground>,
-        rules: Rc<Rules>,
-        family: Family,
-        source: Source,
-        tracker: Option<Tracker>,
-        control: Rc<Control>,
-        life: Life,
-    ) -> Stream {
-        let now = Tick(ground.clock.now().ticks());
+    fn new(family: Family, source: Source, tracker: Option<Tracker>, life: Life) -> Stream {
+        let now = Tick(life.ground().clock.now().ticks());
         let started = Tick(life.started().ticks());
         Stream {
-            timer: ground.wheel.timer(),
-            ground,
-            rules,
+            timer: life.ground().wheel.timer(),
             family,
             source,
             tracker,
             ahead: Queue::default(),
             phase: Phase::Flow,
-            control,
             life,
             deadlines: Deadlines::new(started, now),
         }
@@ -149,7 +121,7 @@ impl Stream {
 
     /// Its line to the owner of the client's connection.
     pub fn control(&self) -> &Rc<Control> {
-        &self.control
+        self.life.control()
     }
 
     /// Bytes that the upstream's connection may hold of it while nobody asks.
@@ -178,10 +150,10 @@ impl Stream {
             if self.events_seen() > 0 || held >= limits::COMMIT_BYTES {
                 return Poll::Ready(self.first_event_check());
             }
-            if self.ground.cutting.get() {
+            if self.life.ground().cutting.get() {
                 return Poll::Ready(Err(draining()));
             }
-            let ground = self.ground.clone();
+            let ground = self.life.ground().clone();
             let polled = ground.scratch.lend(|scratch| {
                 let data = self.source.poll_data(cx, scratch);
                 data.map(|said| said.map(|data| data.map(|data| data.into_bytes(scratch))))
@@ -201,7 +173,7 @@ impl Stream {
                     return Poll::Ready(Err(Failure::new(Kind::Empty, text)));
                 }
                 Poll::Pending => {
-                    let now = self.ground.wheel.now();
+                    let now = self.life.ground().wheel.now();
                     if commit_at.is_some_and(|at| now >= at) {
                         return Poll::Ready(Ok(()));
                     }
@@ -254,11 +226,11 @@ impl Stream {
             if let Phase::Last(end) = self.phase {
                 return Poll::Ready(Fill::End(end));
             }
-            if self.ground.cutting.get() {
+            if self.life.ground().cutting.get() {
                 self.fail(draining());
                 continue;
             }
-            let ground = self.ground.clone();
+            let ground = self.life.ground().clone();
             match ground.scratch.lend(|scratch| self.pull(cx, scratch, out)) {
                 Poll::Ready(true) => return Poll::Ready(Fill::Data),
                 Poll::Ready(false) => {}
@@ -326,12 +298,12 @@ impl Stream {
 
     /// Bytes are about to be put out: from here on they count as on their way.
     fn giving(&self) {
-        self.control.io().read(self.ground.clock.now());
+        self.life.control().io().read(self.life.ground().clock.now());
     }
 
     /// So many bytes were put out.
     fn gave(&mut self, bytes: usize) {
-        self.deadlines.went(self.ground.wheel.now());
+        self.deadlines.went(self.life.ground().wheel.now());
         self.life.gave(bytes);
         if self.ahead.is_empty() && self.completed() {
             // A client may leave now without having missed anything.
@@ -341,8 +313,8 @@ impl Stream {
 
     /// Looks at what came from upstream.
     fn track(&mut self, bytes: &[u8]) -> Fed {
-        let now = self.ground.clock.now();
-        self.deadlines.came(self.ground.wheel.now());
+        let now = self.life.ground().clock.now();
+        self.deadlines.came(self.life.ground().wheel.now());
         self.life.reads(bytes);
         let fed = self.tracker.as_mut().map(|tracker| tracker.feed(bytes)).unwrap_or_default();
         self.life.received(bytes.len(), fed.events, now);
@@ -363,7 +335,7 @@ impl Stream {
     fn too_long(&self) -> Failure {
         let text = format!(
             "an event of the upstream is larger than stream.max_event = {} bytes",
-            self.rules.max_event
+            self.life.rules().max_event
         );
         Failure::new(Kind::EventTooLong, text)
     }
@@ -378,7 +350,7 @@ impl Stream {
 
     /// The source has nothing now: time for a limit, a heartbeat, or to wait.
     fn poll_quiet(&mut self, cx: &mut Context<'_>, out: &mut impl Out) -> Poll<Fill> {
-        let now = self.ground.wheel.now();
+        let now = self.life.ground().wheel.now();
         let (due, kind) = self.deadline();
         if now >= due {
             self.fail(self.timed_out(kind));
@@ -389,8 +361,8 @@ impl Stream {
             && now >= at
         {
             tracker.heartbeat_written();
-            self.ground.cells.heartbeats.inc();
-            let beat = sse::heartbeat(self.rules.style, self.family);
+            self.life.ground().cells.heartbeats.inc();
+            let beat = sse::heartbeat(self.life.rules().style, self.family);
             return Poll::Ready(self.put(Bytes::from_static(beat), out));
         }
         self.timer.set(heartbeat.map_or(due, |at| at.min(due)), cx.waker());
@@ -400,16 +372,16 @@ impl Stream {
     /// When a heartbeat would be due, if one may be.
     fn heartbeat_at(&self) -> Option<Tick> {
         let tracker = self.tracker.as_ref()?;
-        self.deadlines.heartbeat(&self.rules, tracker, self.control.lagging())
+        self.deadlines.heartbeat(self.life.rules(), tracker, self.life.control().lagging())
     }
 
     /// The next limit that will be reached if nothing comes.
     fn deadline(&self) -> (Tick, Kind) {
-        self.deadlines.limit(&self.rules, self.tracker.as_ref(), self.life.asked())
+        self.deadlines.limit(self.life.rules(), self.tracker.as_ref(), self.life.asked())
     }
 
     fn timed_out(&self, kind: Kind) -> Failure {
-        let rules = &self.rules;
+        let rules = self.life.rules();
         let text = match kind {
             Kind::FirstByte => {
                 format!("no event within stream.first_byte = {:?}", rules.first_byte)

@@ -13,7 +13,7 @@ use crate::admission::held::Held;
 use crate::clock::Moment;
 use crate::error::Kind;
 use crate::stream::control::Control;
-use crate::stream::ground::Ground;
+use crate::stream::ground::{Ground, Rules};
 use crate::stream::meter::Meter;
 use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
@@ -26,6 +26,8 @@ use crate::wire::wheel::Tick;
 pub struct Place {
     /// The route's path as configured.
     pub route: String,
+    /// Limits and habits of its streams.
+    pub rules: Rules,
     /// Its upstreams, at least one. Which of them a request is with is noted in its [`Control`].
     pub targets: Box<[Target]>,
 }
@@ -123,6 +125,10 @@ struct Notes {
     upstream_request_id: Option<Box<str>>,
     /// Where the tokens of the answer are counted, if they are.
     usage: Option<Box<UsageScan>>,
+    /// What the request has taken.
+    held: Held,
+    /// The request's body, until it has wholly gone on.
+    upload: Option<Rc<UploadState>>,
 }
 
 /// See the module.
@@ -133,14 +139,10 @@ pub struct Life {
     key: u32,
     status: u16,
     reason: Option<Reason>,
-    /// The request's body, until it has wholly gone on.
-    upload: Option<Rc<UploadState>>,
-    /// When it had.
+    /// When the request's body had wholly gone on.
     asked: Tick,
-
     /// Timing and counts.
     pub meter: Meter,
-    held: Held,
 }
 
 impl Life {
@@ -165,14 +167,14 @@ impl Life {
                 trace_id: trace_id.unwrap_or(0).to_be_bytes(),
                 upstream_request_id: None,
                 usage: None,
+                held,
+                upload: None,
             }),
             key: u32::try_from(key).expect("permits keep streams far below 2^32"),
             status: 499,
             reason: None,
-            upload: None,
             asked: Tick(now.ticks()),
             meter: Meter::default(),
-            held,
         }
     }
 
@@ -181,14 +183,29 @@ impl Life {
         self.row.started
     }
 
+    /// What the worker's streams share.
+    pub fn ground(&self) -> &Rc<Ground> {
+        &self.ground
+    }
+
+    /// Its line to the owner of the client's connection.
+    pub fn control(&self) -> &Rc<Control> {
+        &self.row.control
+    }
+
+    /// The limits and habits of its route's streams.
+    pub fn rules(&self) -> &Rules {
+        &self.row.place.rules
+    }
+
     /// What the request has taken.
     pub fn held(&self) -> &Held {
-        &self.held
+        &self.notes.held
     }
 
     /// Whether tokens were reserved for it is decided: if so, those of the answer are counted.
     pub fn counts_tokens(&mut self) {
-        self.notes.usage = self.held.counts_tokens().then(Box::default);
+        self.notes.usage = self.notes.held.counts_tokens().then(Box::default);
     }
 
     /// The upstream's answer went on with `bytes`.
@@ -202,24 +219,24 @@ impl Life {
     pub fn failed(&mut self, kind: Kind) {
         self.end(reason_of(kind));
         if kind.never_sent() || matches!(kind, Kind::Limited(_) | Kind::UpstreamStatus(_)) {
-            self.held.cancel();
+            self.notes.held.cancel();
         }
     }
 
     /// From when on the upstream's first event is waited for: the last progress of the request's
     /// body, so that a slow upload is not taken for a slow upstream.
     pub fn asked(&self) -> Tick {
-        self.upload.as_ref().map_or(self.asked, |upload| upload.moved().max(self.asked))
+        self.notes.upload.as_ref().map_or(self.asked, |upload| upload.moved().max(self.asked))
     }
 
     /// The request body it came with.
     pub fn uploads(&mut self, upload: Rc<UploadState>) {
-        self.upload = Some(upload);
+        self.notes.upload = Some(upload);
     }
 
     /// Lets go of the request's body once it has wholly gone on.
     fn settle_upload(&mut self) {
-        if let Some(upload) = self.upload.take_if(|upload| upload.done()) {
+        if let Some(upload) = self.notes.upload.take_if(|upload| upload.done()) {
             self.asked = upload.moved().max(self.asked);
             self.count_upload(&upload);
         }
@@ -233,7 +250,7 @@ impl Life {
 
     /// Whether the whole request has come in.
     pub fn received_whole_request(&self) -> bool {
-        self.upload.as_ref().is_none_or(|upload| upload.received())
+        self.notes.upload.as_ref().is_none_or(|upload| upload.received())
     }
 
     /// Notes how the response reaches the client.
@@ -306,11 +323,11 @@ impl Drop for Life {
         if let Some(gap) = self.meter.max_gap() {
             upstream.max_gap.observe(gap);
         }
-        if let Some(upload) = &self.upload {
+        if let Some(upload) = &self.notes.upload {
             self.count_upload(upload);
         }
         if let Some(tokens) = self.notes.usage.as_ref().and_then(|usage| usage.total()) {
-            self.held.settle(tokens, self.ground.clock.now());
+            self.notes.held.settle(tokens, self.ground.clock.now());
         }
         let trace_id = u128::from_be_bytes(self.notes.trace_id);
         log::stream_end(&StreamEnd {
@@ -323,7 +340,7 @@ impl Drop for Life {
             reason,
             ttfb: self.meter.first().map(|first| first.since(self.row.started)),
             duration,
-            events: self.meter.events,
+            events: self.meter.count(),
             bytes: self.row.bytes.get(),
             max_gap: self.meter.max_gap(),
             attempt: self.row.control.attempts(),

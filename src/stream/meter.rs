@@ -9,14 +9,15 @@ use crate::clock::Moment;
 /// Running figures of one stream.
 #[derive(Debug, Default)]
 pub struct Meter {
-    first: Option<Moment>,
+    /// Of use once there was an event.
+    first: Moment,
     last: Moment,
+    /// Data events so far; from 2^32 on, that many.
+    events: u32,
     intervals: u32,
     mean: f32,
     spread: f32,
     max_gap_ns: u64,
-    /// Data events so far.
-    pub events: u64,
 }
 
 impl Meter {
@@ -26,12 +27,12 @@ impl Meter {
         if events == 0 {
             return None;
         }
-        self.events += u64::from(events);
-        let Some(_) = self.first else {
-            self.first = Some(now);
-            self.last = now;
+        let seen = self.events;
+        self.events = seen.saturating_add(events);
+        if seen == 0 {
+            (self.first, self.last) = (now, now);
             return None;
-        };
+        }
         let gap = now.since(self.last);
         self.last = now;
         let gap_ns = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
@@ -46,7 +47,12 @@ impl Meter {
 
     /// When the first event came.
     pub fn first(&self) -> Option<Moment> {
-        self.first
+        (self.events > 0).then_some(self.first)
+    }
+
+    /// Data events so far.
+    pub fn count(&self) -> u64 {
+        self.events.into()
     }
 
     /// The longest time between two arrivals; `None` before the second.
@@ -75,7 +81,7 @@ mod tests {
         assert_eq!((meter.max_gap(), meter.jitter()), (None, None));
         assert_eq!(meter.events(1, at(1010)), Some(Duration::from_millis(10)));
         assert_eq!(meter.events(2, at(1040)), Some(Duration::from_millis(30)));
-        assert_eq!(meter.events, 4);
+        assert_eq!(meter.count(), 4);
         assert_eq!(meter.max_gap(), Some(Duration::from_millis(30)));
         let jitter = meter.jitter().expect("two intervals").as_secs_f32();
         assert!((jitter - 0.010).abs() < 1e-5, "{jitter}");

@@ -31,8 +31,11 @@ const TURNS: usize = 16;
 /// How the streaming phase came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The response is complete and with the client's kernel; the connection can go on.
-    Complete,
+    /// The response is complete and with the client's kernel; the connection goes on if it said so.
+    Complete {
+        /// As the relay was told.
+        keep_alive: bool,
+    },
     /// The response has to end uncleanly, now.
     Cut(Cut),
     /// The client has gone.
@@ -49,6 +52,8 @@ pub struct Relay<Io> {
     ended: Option<End>,
     /// Nothing was written yet: the head waits for the first event to go with it.
     fresh: bool,
+    /// The head says that the connection goes on.
+    keep_alive: bool,
 }
 
 /// The way to the client.
@@ -70,13 +75,13 @@ struct Backlog {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
-    /// Begins with `head`, the response's head in wire form; `read` is what was read behind the
-    /// request.
-    pub fn new(io: Io, head: Vec<u8>, stream: Stream, read: &[u8]) -> Relay<Io> {
+    /// Begins with `head`, the response's head in wire form, which says `keep_alive` or not; `read` is
+    /// what was read behind the request.
+    pub fn new(io: Io, head: Vec<u8>, keep_alive: bool, stream: Stream, read: &[u8]) -> Relay<Io> {
         let backlog = Some(Box::new(Backlog { bytes: head, taken: 0 }));
         let line = Line { io, backlog, unflushed: false, broken: false };
         let pipelined = (!read.is_empty()).then(|| Box::new(read.to_vec()));
-        Relay { line, stream, pipelined, ended: None, fresh: true }
+        Relay { line, stream, pipelined, ended: None, fresh: true, keep_alive }
     }
 
     /// The connection, and what the client sent behind its request.
@@ -101,7 +106,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
             return Poll::Ready(Verdict::Gone);
         }
         if self.ended == Some(End::Clean) && self.line.is_clear() {
-            return Poll::Ready(Verdict::Complete);
+            return Poll::Ready(Verdict::Complete { keep_alive: self.keep_alive });
         }
         let (held, control) = (self.line.held(), self.stream.control());
         control.waits(held, true);

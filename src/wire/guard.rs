@@ -194,6 +194,11 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether it knows no more than a new one: no byte of a next request has come.
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.at, At::Idle) && self.head_bytes == 0
+    }
+
     /// What the client is to send next.
     pub fn expecting(&self) -> Expecting {
         match self.at {

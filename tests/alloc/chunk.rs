@@ -166,28 +166,29 @@ async fn stream(simulator: SocketAddr) -> Stream {
         scratch: Scratch::default(),
     });
     let control = Control::new(Rc::<IoState>::default(), &ground, patience);
-    let life = Life::begin(Birth {
-        ground: ground.clone(),
-        held: Held::new(Permits::new(1).take().expect("one place"), None),
-        place: Rc::new(Place {
-            route: "r".into(),
-            targets: Box::new([Target { upstream: "u".into(), route_index: 0, upstream_index: 0 }]),
-        }),
-        id: "id".into(),
-        trace_id: Some(1),
-        control: control.clone(),
-    });
     let second = Duration::from_secs(1);
-    let rules = Rc::new(Rules {
+    let rules = Rules {
         heartbeat: Some(15 * second),
         style: HeartbeatStyle::Comment,
         first_byte: 60 * second,
         idle: 60 * second,
         total: 600 * second,
         max_event: 1 << 20,
+    };
+    let life = Life::begin(Birth {
+        ground,
+        held: Held::new(Permits::new(1).take().expect("one place"), None),
+        place: Rc::new(Place {
+            route: "r".into(),
+            rules,
+            targets: Box::new([Target { upstream: "u".into(), route_index: 0, upstream_index: 0 }]),
+        }),
+        id: "id".into(),
+        trace_id: Some(1),
+        control,
     });
     let source = Source::Body(answer.body);
-    Stream::events(ground, rules, Family::OpenAi, source, control, life)
+    Stream::events(Family::OpenAi, source, life)
 }
 
 /// Everything between an upstream's socket and a client's, both real: reading, unframing, tracking,
@@ -209,7 +210,7 @@ fn a_relayed_chunk_allocates_nothing() {
         let dialled = TcpStream::connect(listener.local_addr().expect("an address"));
         let (client, accepted) = tokio::join!(dialled, listener.accept());
         let (mut client, (socket, _)) = (client.expect("connected"), accepted.expect("connected"));
-        let mut relay = Relay::new(socket, b"head\r\n\r\n".to_vec(), stream, b"");
+        let mut relay = Relay::new(socket, b"head\r\n\r\n".to_vec(), true, stream, b"");
         let reading = tokio::task::spawn_local(async move {
             let mut text = String::new();
             client.read_to_string(&mut text).await.expect("text");
@@ -221,7 +222,7 @@ fn a_relayed_chunk_allocates_nothing() {
             polls.push(counts.allocations);
             polled
         }));
-        assert_eq!(verdict.await, Verdict::Complete);
+        assert_eq!(verdict.await, Verdict::Complete { keep_alive: true });
         drop(relay);
         let text = soon(reading).await.expect("no panic");
         assert!(text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "the stream came whole");

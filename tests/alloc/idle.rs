@@ -31,6 +31,22 @@ const BYTES_MIN: i64 = 256;
 const BYTES_KEPT_MAX: i64 = 512;
 /// The same where connections to the upstream stay, ready for the next requests.
 const BYTES_KEPT_MAX_H2: i64 = 1300;
+/// A key and every limit on requests, wide enough to refuse nothing. They stand before the
+/// upstream, and their client shows [`SHOWN`].
+const LIMITS: &str = r#"[limits]
+new_streams_per_second = 1000000
+per_ip = { streams = 1000000, new_per_second = 1000000 }
+[[tenant]]
+name = "many"
+key = [{ sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" }]
+streams = 1000000
+new_per_second = 1000000
+tokens_per_minute = { "*" = 4000000000 }
+"#;
+/// What [`LIMITS`] set for an upstream.
+const UPSTREAM_LIMITS: &str = "max_streams = 1000000\n";
+/// The key in [`LIMITS`].
+const SHOWN: [(&str, &str); 1] = [("authorization", "Bearer hello")];
 /// Tells the child which configuration to run.
 const CONFIG: &str = "TIDEGATE_TEST_COUNTED_GATEWAY";
 /// Begins each line that the child means for its parent; the test harness prints others.
@@ -131,7 +147,7 @@ async fn counted_gateway() {
 async fn open(gateway: SocketAddr, clients: &mut Vec<Client>, streams: usize) {
     while clients.len() < streams {
         let mut client = Client::connect(gateway, Http::H1, None).await;
-        let mut answer = soon(client.start("POST", CHAT, &[], STREAM).await.head()).await;
+        let mut answer = soon(client.start("POST", CHAT, &SHOWN, STREAM).await.head()).await;
         assert_eq!(answer.status, 200);
         answer.until("\n\n").await;
         clients.push(client);
@@ -170,12 +186,14 @@ async fn quiet_upstream(h2_tls: bool, files: &Path) -> (Sim, String) {
 }
 
 /// Bytes that an idle stream of an HTTP/1.1 client retains, and those left of one that has ended.
-async fn retained(h2_tls: bool) -> (i64, i64) {
+async fn retained(h2_tls: bool, limited: bool) -> (i64, i64) {
     let files = tempfile::tempdir().expect("a folder");
     let (_sim, upstream) = quiet_upstream(h2_tls, files.path()).await;
     let mut gateway = Counted::start(&format!(
         "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [stream]\nheartbeat = \"off\"\n{upstream}"
+         [stream]\nheartbeat = \"off\"\n{}{upstream}{}",
+        if limited { LIMITS } else { "" },
+        if limited { UPSTREAM_LIMITS } else { "" },
     ));
 
     let mut clients = Vec::new();
@@ -197,15 +215,24 @@ async fn retained(h2_tls: bool) -> (i64, i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_stream_retains_little() {
-    let (each, kept) = retained(false).await;
+    let (each, kept) = retained(false, false).await;
     assert!((BYTES_MIN..=BYTES_MAX).contains(&each), "{each} bytes per idle stream");
     assert!(kept <= BYTES_KEPT_MAX, "{kept} bytes per stream that has ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_stream_of_an_http2_upstream_over_tls_retains_little() {
-    let (each, kept) = retained(true).await;
+    let (each, kept) = retained(true, false).await;
     assert!((BYTES_MIN..=BYTES_MAX_H2).contains(&each), "{each} bytes per idle stream");
     // Its connections are idle now, and stay for a while.
     assert!(kept <= BYTES_KEPT_MAX_H2, "{kept} bytes per stream that has ended");
+}
+
+/// What a request has taken of its address's, tenant's and upstream's shares goes with its stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_stream_under_every_limit_retains_little() {
+    for (h2_tls, most) in [(false, BYTES_MAX), (true, BYTES_MAX_H2)] {
+        let (each, _) = retained(h2_tls, true).await;
+        assert!((BYTES_MIN..=most).contains(&each), "{each} bytes per idle stream");
+    }
 }

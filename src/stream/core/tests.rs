@@ -13,7 +13,7 @@ use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
 use crate::stream::control::{IoState, Patience};
-use crate::stream::ground::Scratch;
+use crate::stream::ground::{Ground, Rules, Scratch};
 use crate::stream::life::{Birth, Live, Place, Target};
 use crate::stream::source::Said;
 use crate::telemetry::{Cells, Shape};
@@ -61,14 +61,14 @@ impl Bench {
             cutting: Rc::default(),
             scratch: Scratch::default(),
         });
-        let rules = Rc::new(Rules {
+        let rules = Rules {
             heartbeat: Some(Duration::from_secs(15)),
             style: HeartbeatStyle::Comment,
             first_byte: Duration::from_secs(60),
             idle: Duration::from_secs(40),
             total: Duration::from_secs(600),
             max_event: 1000,
-        });
+        };
         let permits = Permits::new(1);
         let patience = Patience { client_stall: Duration::from_secs(30), backlog: 65536 };
         let control = Control::new(Rc::<IoState>::default(), &ground, patience);
@@ -77,6 +77,7 @@ impl Bench {
             held: Held::new(permits.take().expect("one place"), None),
             place: Rc::new(Place {
                 route: "r".into(),
+                rules,
                 targets: Box::new([Target {
                     upstream: "u".into(),
                     route_index: 0,
@@ -85,13 +86,13 @@ impl Bench {
             }),
             id: "id".into(),
             trace_id: Some(7),
-            control: control.clone(),
+            control,
         });
         let said = Rc::<RefCell<VecDeque<Said>>>::default();
         let source = Source::Script(said.clone());
         let stream = match family {
-            Some(family) => Stream::events(ground.clone(), rules, family, source, control, life),
-            None => Stream::opaque(ground.clone(), rules, source, control, life),
+            Some(family) => Stream::events(family, source, life),
+            None => Stream::opaque(source, life),
         };
         Bench { time, ground, said, permits, stream: Some(stream) }
     }

@@ -94,7 +94,7 @@ impl AsyncWrite for Fickle {
 }
 
 fn relay(bench: &mut Bench, io: Fickle) -> Relay<Fickle> {
-    Relay::new(io, HEAD.to_vec(), bench.take(), b"")
+    Relay::new(io, HEAD.to_vec(), true, bench.take(), b"")
 }
 
 fn poll(relay: &mut Relay<Fickle>) -> Poll<Verdict> {
@@ -167,7 +167,7 @@ fn a_full_backlog_stops_reading_and_an_empty_one_goes_on() {
             break verdict;
         }
     };
-    assert_eq!(verdict, Verdict::Complete);
+    assert_eq!(verdict, Verdict::Complete { keep_alive: true });
     let (payload, done) = decoded(&relay.line.io.got);
     assert_eq!((payload.len(), done), (100 * piece.len() + DONE.len(), true));
 }
@@ -254,7 +254,7 @@ proptest! {
                 break;
             }
         }
-        prop_assert_eq!(verdict, Poll::Ready(Verdict::Complete));
+        prop_assert_eq!(verdict, Poll::Ready(Verdict::Complete { keep_alive: true }));
         prop_assert_eq!(decoded(&relay.line.io.got), (sent, true));
         drop(relay);
         prop_assert_eq!(bench.settle(), [Reason::Completed]);
