@@ -74,7 +74,7 @@ impl Forward {
     pub async fn ask(
         mut self,
         order: Order,
-        outgoing: Outgoing,
+        outgoing: Box<Outgoing>,
         upload: Upload,
     ) -> Result<Answer, Failure> {
         let (state, mut body) = (upload.state(), Box::new(upload));
@@ -108,7 +108,7 @@ impl Forward {
     async fn ask_one(
         &mut self,
         target: usize,
-        outgoing: Outgoing,
+        outgoing: Box<Outgoing>,
         body: Box<Upload>,
         state: &UploadState,
     ) -> Outcome {

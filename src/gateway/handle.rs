@@ -134,13 +134,13 @@ async fn proxy(
     let bodiless = head.method == Method::HEAD;
     let deadline = admit::deadline(route, &head.headers, life.started());
     let bounds = Bounds { deadline, ..bounds(gateway, route, family) };
-    let outgoing = Outgoing {
+    let outgoing = Box::new(Outgoing {
         identity: may_stream(&head.headers, &upload_state),
         method: head.method,
         uri: head.uri,
         literal_prefix: route.literal_prefix.clone(),
         headers: head.headers,
-    };
+    });
     let own_time = gateway.ground.clock.now().since(life.started());
     gateway.cells().overhead.observe(own_time.saturating_sub(after_body.since(before_body)));
     let more = life.held().more().cloned();
@@ -357,10 +357,10 @@ fn request_id(headers: &HeaderMap) -> String {
 
 /// The client's trace context passed on untouched if valid, else a new one; and its trace id.
 fn trace_context(headers: &HeaderMap) -> (HeaderValue, Option<u128>) {
-    let value = headers.get(TRACEPARENT).filter(|v| head::traceparent_ok(v)).cloned();
-    let value = value.unwrap_or_else(|| {
-        HeaderValue::from_str(&trace::new_traceparent()).expect("hex digits and dashes")
-    });
+    let Some(value) = headers.get(TRACEPARENT).filter(|v| head::traceparent_ok(v)).cloned() else {
+        let (text, id) = trace::new_traceparent();
+        return (HeaderValue::try_from(text).expect("hex digits and dashes"), Some(id));
+    };
     let id = value.to_str().ok().and_then(trace::trace_id);
     let id = id.and_then(|digits| u128::from_str_radix(digits, 16).ok());
     (value, id)

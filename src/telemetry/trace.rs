@@ -43,12 +43,27 @@ fn encode(bits: u128) -> String {
     (0..REQUEST_ID_LEN).map(|i| char::from(digit(i))).collect()
 }
 
-/// A new `traceparent` for a request that came without one (W3C Trace Context, section 3.2):
-/// version 00, random ids, not sampled, since the gateway records no spans.
-pub fn new_traceparent() -> String {
+/// A new `traceparent` for a request that came without one (W3C Trace Context, section 3.2), and its
+/// trace id: version 00, random ids, not sampled, since the gateway records no spans. Written digit
+/// by digit: formatting took a twentieth of a short request's instructions.
+pub fn new_traceparent() -> (String, u128) {
     let trace = (u128::from(random()) << 64 | u128::from(random())).max(1);
     let parent = random().max(1);
-    format!("00-{trace:032x}-{parent:016x}-00")
+    let mut text = String::with_capacity(55);
+    text.push_str("00-");
+    push_hex(&mut text, (trace >> 64) as u64);
+    push_hex(&mut text, trace as u64);
+    text.push('-');
+    push_hex(&mut text, parent);
+    text.push_str("-00");
+    (text, trace)
+}
+
+/// Sixteen hexadecimal digits.
+fn push_hex(text: &mut String, bits: u64) {
+    for shift in (0..16).rev() {
+        text.push(char::from(b"0123456789abcdef"[(bits >> (4 * shift) & 15) as usize]));
+    }
 }
 
 /// The trace id of a `traceparent` header, or `None` if the header is malformed. Versions above 00
@@ -127,11 +142,11 @@ mod tests {
 
     #[test]
     fn new_traceparents_are_valid_and_differ() {
-        let all: HashSet<String> = (0..1_000).map(|_| new_traceparent()).collect();
+        let all: HashSet<(String, u128)> = (0..1_000).map(|_| new_traceparent()).collect();
         assert_eq!(all.len(), 1_000);
-        for traceparent in &all {
+        for (traceparent, trace) in &all {
             assert_eq!(traceparent.len(), 55);
-            assert_eq!(trace_id(traceparent), Some(&traceparent[3..35]));
+            assert_eq!(trace_id(traceparent), Some(&*format!("{trace:032x}")));
         }
     }
 

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
@@ -88,7 +89,7 @@ enum Next {
 struct Course<'a> {
     upstream: &'a Upstream,
     bounds: &'a Bounds,
-    outgoing: Outgoing,
+    outgoing: Box<Outgoing>,
     /// The request may be run twice.
     repeatable: bool,
     /// The attempt under way, from 1 on.
@@ -103,7 +104,7 @@ struct Course<'a> {
 /// the number of each attempt.
 pub async fn answer(
     upstream: &Upstream,
-    mut outgoing: Outgoing,
+    mut outgoing: Box<Outgoing>,
     mut body: Box<Upload>,
     bounds: &Bounds,
     began: impl Fn(u32),
@@ -165,7 +166,7 @@ pub async fn answer(
 }
 
 impl<'a> Course<'a> {
-    fn new(upstream: &'a Upstream, bounds: &'a Bounds, outgoing: Outgoing) -> Course<'a> {
+    fn new(upstream: &'a Upstream, bounds: &'a Bounds, outgoing: Box<Outgoing>) -> Course<'a> {
         let rule = &upstream.config.retry;
         let repeatable = retry::repeatable(rule, &outgoing.method, bounds.safe);
         let tried = Places::default();
@@ -185,8 +186,9 @@ impl<'a> Course<'a> {
     async fn one(&self, index: usize, body: Box<Upload>, kept: bool) -> Tried {
         let more = self.attempt < self.upstream.config.retry.attempts || self.bounds.others;
         let limit = (kept && more && self.repeatable).then_some(self.bounds.first_byte);
-        within(limit, self.bounds, one(self.upstream, index, &self.outgoing, body, self.bounds))
-            .await
+        // Passed by value it would take its size three times in every waiting request's future.
+        let attempt = pin!(one(self.upstream, index, &self.outgoing, body, self.bounds));
+        within(limit, self.bounds, attempt).await
     }
 
     /// Whether the key that was used is refused, and there is another now: nothing was run for a key
@@ -283,7 +285,7 @@ impl Tried {
 async fn within(
     limit: Option<Duration>,
     bounds: &Bounds,
-    attempt: impl Future<Output = Tried>,
+    attempt: Pin<&mut impl Future<Output = Tried>>,
 ) -> Tried {
     let Some(limit) = limit else { return attempt.await };
     bounds.wheel.timeout(limit, attempt).await.unwrap_or_else(|_| {

@@ -338,28 +338,32 @@ impl Guard {
     }
 
     fn name(&mut self, bytes: &[u8], alive: u8, pos: u8) -> Result<usize, (usize, Fault)> {
+        let n = bytes.iter().position(|byte| !is_token(*byte)).unwrap_or(bytes.len());
         let (mut alive, mut pos) = (alive, pos);
-        for (n, byte) in bytes.iter().enumerate() {
-            match byte {
-                b':' if pos > 0 => {
-                    self.at = self.field(alive, pos).map_err(|fault| (n, fault))?;
-                    return Ok(n + 1);
-                }
-                b'\n' => return Err((n, Fault::BareLf)),
-                byte if !is_token(*byte) => return Err((n, Fault::BadFieldName)),
-                byte => {
-                    for (i, name) in NAMES.iter().enumerate() {
-                        if name.get(usize::from(pos)) != Some(&byte.to_ascii_lowercase()) {
-                            alive &= !(1 << i);
-                        }
-                    }
-                    // Longer than any name that matters, it only needs to stay above 0.
-                    pos = pos.saturating_add(1);
+        for byte in &bytes[..n] {
+            if alive == 0 {
+                break;
+            }
+            for (i, name) in NAMES.iter().enumerate() {
+                if name.get(usize::from(pos)) != Some(&byte.to_ascii_lowercase()) {
+                    alive &= !(1 << i);
                 }
             }
+            // A name that lives is never longer than one of those.
+            pos += 1;
         }
-        self.at = At::Name { alive, pos };
-        Ok(bytes.len())
+        // Of a name that does not matter it only needs to stay above 0.
+        pos = pos.max(u8::from(n > 0));
+        match bytes.get(n) {
+            None => self.at = At::Name { alive, pos },
+            Some(b':') if pos > 0 => {
+                self.at = self.field(alive, pos).map_err(|fault| (n, fault))?;
+                return Ok(n + 1);
+            }
+            Some(b'\n') => return Err((n, Fault::BareLf)),
+            Some(_) => return Err((n, Fault::BadFieldName)),
+        }
+        Ok(n)
     }
 
     /// What the value after a field name is to be read as.
@@ -382,11 +386,15 @@ impl Guard {
 
     fn value(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
         let ends = |byte: &u8| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f;
-        let Some(n) = bytes.iter().position(ends) else { return Ok(bytes.len()) };
-        match bytes[n] {
-            b'\r' => self.at = At::LineLf,
-            b'\n' => return Err((n, Fault::BareLf)),
-            _ => return Err((n, Fault::BadFieldValue)),
+        // Nearly always a value ends in CR and holds nothing else of the kind: two fast looks.
+        let line = memchr::memchr(b'\r', bytes).unwrap_or(bytes.len());
+        let clean = !bytes[..line].iter().fold(false, |found, byte| found | ends(byte));
+        let n = if clean { line } else { bytes.iter().position(ends).unwrap_or(line) };
+        match bytes.get(n) {
+            None => return Ok(n),
+            Some(b'\r') => self.at = At::LineLf,
+            Some(b'\n') => return Err((n, Fault::BareLf)),
+            Some(_) => return Err((n, Fault::BadFieldValue)),
         }
         Ok(n + 1)
     }
@@ -448,5 +456,22 @@ fn after_space(stage: Stage) -> Stage {
 
 /// `tchar` of RFC 9110, 5.6.2.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
+
+/// By byte.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut n = 0;
+    while n < others.len() {
+        table[others[n] as usize] = true;
+        n += 1;
+    }
+    table
+};

@@ -133,13 +133,13 @@ async fn stream(simulator: SocketAddr) -> Stream {
     let (one, files) = (config.upstreams[0].clone(), Permits::new(1));
     let known = Known::new(&one, &tls, None);
     let upstream = Upstream::new(0, one, known, None, &files, &clock, &cells);
-    let outgoing = Outgoing {
+    let outgoing = Box::new(Outgoing {
         method: Method::POST,
         uri: Uri::from_static("/v1/chat/completions"),
         literal_prefix: "/v1".into(),
         headers: HeaderMap::new(),
         identity: true,
-    };
+    });
     let bounds = Bounds {
         clock: clock.clone(),
         wheel: wheel.clone(),
