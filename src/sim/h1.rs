@@ -310,10 +310,14 @@ impl Connection {
             }
             End::Fin | End::Short => return Ok((Outcome::Aborted, Next::Close)),
             End::Reset => return Ok((Outcome::Aborted, Next::Reset)),
-            End::Connection => return Ok((Outcome::Aborted, Next::Drop)),
+            End::Connection | End::Calm => return Ok((Outcome::Aborted, Next::Drop)),
             End::Stall => return Err(self.until_gone().await),
             End::BadChunk => {
                 self.write(b"xyz\r\ndata: lost\n\n\r\n").await?;
+                return Ok((Outcome::Aborted, Next::Close));
+            }
+            End::ShortChunk => {
+                self.write(b"1e\r\n: half a chunk\n").await?;
                 return Ok((Outcome::Aborted, Next::Close));
             }
         }

@@ -35,6 +35,8 @@ enum Command {
     Flush(oneshot::Sender<()>),
     /// Graceful GOAWAY.
     Goaway,
+    /// GOAWAY with ENHANCE_YOUR_CALM, which ends all streams.
+    Calm,
     /// Drop the connection.
     Cut,
 }
@@ -72,6 +74,7 @@ pub(super) async fn serve(io: Io, connected: Connected, shared: Arc<Shared>) {
                 // A stream that is gone by now needs no answer.
                 Command::Flush(done) => drop(done.send(())),
                 Command::Goaway => connection.graceful_shutdown(),
+                Command::Calm => connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM),
                 Command::Cut => break,
             },
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
@@ -168,6 +171,10 @@ impl Stream {
                 respond.send_reset(Reason::REFUSED_STREAM);
                 return Ok(Outcome::Aborted);
             }
+            Fault::Calm => {
+                respond.send_reset(Reason::ENHANCE_YOUR_CALM);
+                return Ok(Outcome::Aborted);
+            }
             Fault::Informational => {
                 for _ in 0..2 {
                     respond.send_informational(early_hints()).map_err(|_| Gone)?;
@@ -213,7 +220,12 @@ impl Stream {
                 return Ok(Outcome::Completed);
             }
             End::Stall => return Err(poll_fn(|cx| stream.poll_reset(cx).map(|_| Gone)).await),
-            End::Fin | End::Reset | End::BadChunk | End::Connection => {}
+            End::Fin
+            | End::ShortChunk
+            | End::Reset
+            | End::BadChunk
+            | End::Connection
+            | End::Calm => {}
         }
         let (flushed, done) = oneshot::channel();
         self.command(Command::Flush(flushed)).await;
@@ -225,7 +237,11 @@ impl Stream {
                 // Held until the connection is gone: dropped earlier, h2 would still send a reset.
                 let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
             }
-            End::Fin => stream.send_reset(Reason::INTERNAL_ERROR),
+            End::Calm => {
+                self.command(Command::Calm).await;
+                let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
+            }
+            End::Fin | End::ShortChunk => stream.send_reset(Reason::INTERNAL_ERROR),
             _ => stream.send_reset(Reason::CANCEL),
         }
         Ok(Outcome::Aborted)

@@ -195,6 +195,8 @@ pub enum Fault {
     WrongLength,
     /// A chunk size that is no number after N; h2: as rst
     BadChunk,
+    /// The half of a chunk, a comment, after N, then close; h2: as fin
+    ShortChunk,
     /// Two informational heads (103) before the final one
     #[value(name = "103")]
     Informational,
@@ -206,6 +208,10 @@ pub enum Fault {
     ResetHead,
     /// Closed before the head without a byte; h2: RST_STREAM REFUSED_STREAM (safe to retry)
     Refuse,
+    /// h2: RST_STREAM ENHANCE_YOUR_CALM before the head
+    Calm,
+    /// h2: GOAWAY ENHANCE_YOUR_CALM after N, with all streams of the connection; h1: as conn
+    CalmAway,
     /// Answer without reading the request body, then close; h2: then RST_STREAM NO_ERROR
     Early,
     /// h1: neither length nor chunks, the close ends the body
@@ -223,8 +229,8 @@ pub enum Fault {
 impl Fault {
     /// Whether the fault strikes once `fault_after` events are out.
     pub(super) fn is_mid_stream(self) -> bool {
-        use Fault::{BadChunk, Conn, ErrorMiddle, Fin, Rst, Stall};
-        matches!(self, Fin | Rst | Conn | Stall | ErrorMiddle | BadChunk)
+        use Fault::{BadChunk, CalmAway, Conn, ErrorMiddle, Fin, Rst, ShortChunk, Stall};
+        matches!(self, Fin | Rst | Conn | CalmAway | Stall | ErrorMiddle | BadChunk | ShortChunk)
     }
 }
 

@@ -36,10 +36,14 @@ pub(super) enum End {
     Reset,
     /// The connection goes away, with all its streams.
     Connection,
+    /// The same, and HTTP/2 says that it is for the client's behaviour.
+    Calm,
     /// Never, until the client leaves.
     Stall,
     /// With a chunk header that is none.
     BadChunk,
+    /// In the middle of a chunk.
+    ShortChunk,
     /// As if it were complete, though the content-length says it is not.
     Short,
 }
@@ -257,6 +261,8 @@ fn end(fault: Fault) -> End {
         Fault::Conn => End::Connection,
         Fault::Stall => End::Stall,
         Fault::BadChunk => End::BadChunk,
+        Fault::ShortChunk => End::ShortChunk,
+        Fault::CalmAway => End::Calm,
         Fault::WrongLength => End::Short,
         Fault::Trailers => End::Trailers,
         _ => End::Clean,
@@ -358,6 +364,8 @@ mod tests {
             (Fault::Conn, End::Connection),
             (Fault::Stall, End::Stall),
             (Fault::BadChunk, End::BadChunk),
+            (Fault::ShortChunk, End::ShortChunk),
+            (Fault::CalmAway, End::Calm),
         ];
         for (fault, expected) in cut {
             let (text, end) = run(fault);

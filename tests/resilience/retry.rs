@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use tidegate::sim::{Behaviour, Kind, expected_body};
 
-use crate::crowd::{Crowd, warm_up};
+use crate::scene::Crowd;
 use crate::stage::client::{CHAT, STREAM};
 use crate::stage::events::error_code;
-use crate::stage::{Answer, End, Http, Setup, Stage, open_files};
+use crate::stage::{Answer, End, Http, Metrics, Setup, Stage, open_files};
 
 /// What the upstream does at first, and what comes of it.
 struct Row {
@@ -18,7 +18,7 @@ struct Row {
     /// The client's status, and the code of its error if it is one.
     sees: (u16, Option<&'static str>),
     /// Requests that the upstream saw, over HTTP/1.1 and HTTP/2.
-    asked: [u64; 2],
+    asked: [u32; 2],
     /// What `tidegate_retries_total` counts, and under which reason.
     retries: (&'static str, f64),
 }
@@ -74,7 +74,7 @@ const TABLE: [Row; 17] = [
         retries: ("error_first", 1.0),
     },
     Row {
-        fields: &[("sim-fault", "error-first")],
+        fields: &[("sim-fault", "error-first"), ("sim-fault-times", "1000")],
         route: "",
         sees: (502, None),
         asked: [4; 2],
@@ -169,40 +169,51 @@ async fn asks(stage: &Stage, http: Http, id: u64, fields: &[(&str, &str)]) -> An
     stage.client(http).await.stream(&[&own, fields].concat()).await
 }
 
-/// Streams that run beside all that goes wrong, and their pace.
-const BYSTANDERS: usize = 1000;
-const EVENTS: u32 = 40;
-const INTERVAL: &str = "500ms";
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_trouble_is_met_as_its_row_says_beside_a_thousand_streams_over_http1() {
+    each_trouble_is_met(false).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_trouble_is_met_as_its_row_says_beside_a_thousand_streams() {
-    open_files(6000);
-    for upstream_h2 in [false, true] {
-        let setup = Setup {
-            upstream_h2,
-            server: "h2_max_streams = 1000".to_owned(),
-            stream: "first_byte = \"2s\"".to_owned(),
-            upstream: RULE.to_owned(),
-            route: format!(
-                "[[route]]\npath = \"/safe/v1/{{*rest}}\"\nupstream = \"sim\"\n{REPEATABLE}"
-            ),
-            ..Setup::default()
-        };
-        let stage = Stage::start(setup).await;
-        warm_up(&stage).await;
-        let crowd = Crowd::of(&stage, BYSTANDERS, EVENTS, INTERVAL).await;
-        for (n, row) in TABLE.iter().enumerate() {
-            for (at, http) in [Http::H1, Http::H2].into_iter().enumerate() {
-                let what = format!("row {n}, upstream h2 {upstream_h2}, client {http:?}");
-                row.met(&stage, upstream_h2, http, (2 * n + at) as u64, &what).await;
-            }
+async fn each_trouble_is_met_as_its_row_says_beside_a_thousand_streams_over_http2() {
+    each_trouble_is_met(true).await;
+}
+
+async fn each_trouble_is_met(upstream_h2: bool) {
+    open_files(12_000);
+    let route =
+        format!("[[route]]\npath = \"/safe/v1/{{*rest}}\"\nupstream = \"sim\"\n{REPEATABLE}");
+    let setup = Setup {
+        upstream_h2,
+        server: "h2_max_streams = 1000".to_owned(),
+        stream: "first_byte = \"2s\"".to_owned(),
+        upstream: RULE.to_owned(),
+        route,
+        ..Setup::default()
+    };
+    let stage = Stage::start(setup).await;
+    let crowd = Crowd::of(&stage.gateway, &stage.sim).await;
+    for (n, row) in TABLE.iter().enumerate() {
+        for (at, http) in [Http::H1, Http::H2].into_iter().enumerate() {
+            let what = format!("row {n}, upstream h2 {upstream_h2}, client {http:?}");
+            row.met(&stage, upstream_h2, http, (2 * n + at) as u64, &what).await;
         }
-        crowd.arrives("the troubles of others").await;
-        stage.until("nothing is left", |m| m.live() == 0.0).await;
     }
+    crowd.leaves().await;
+    stage.until("nothing is left", |m| m.live() == 0.0).await;
 }
 
 impl Row {
+    /// Why the request ends, if it does not as completed; an upstream's own status is an answer.
+    fn ends_as(&self) -> Option<&'static str> {
+        match self.sees {
+            (_, Some("simulated error")) | WHOLE => None,
+            (_, Some("upstream_truncated")) => Some("upstream_truncated"),
+            (504, _) => Some("upstream_timeout"),
+            _ => Some("upstream_error"),
+        }
+    }
+
     /// One request with this trouble, and all that is to come of it.
     async fn met(&self, stage: &Stage, upstream_h2: bool, http: Http, id: u64, what: &str) {
         let what = format!("{what}: {:?} {}", self.fields, self.route);
@@ -210,7 +221,7 @@ impl Row {
         for _ in 0..3 {
             stage.client(http).await.ask("GET", "/v1/models", &[], "").await;
         }
-        let (before, asked) = (stage.metrics().await, stage.sim.counts().requests);
+        let before = stage.metrics().await;
         let began = Instant::now();
         let path = if self.route == REPEATABLE { "/safe/v1/chat/completions" } else { CHAT };
         let text = id.to_string();
@@ -227,8 +238,7 @@ impl Row {
         if let Some(code) = self.sees.1 {
             assert!(answer.text().contains(code), "{what}");
         }
-        let requests = stage.sim.counts().requests - asked;
-        assert_eq!(requests, self.asked[usize::from(upstream_h2)], "{what}");
+        assert_eq!(stage.sim.attempts(id), self.asked[usize::from(upstream_h2)], "{what}");
         let reason = match self.retries.0 {
             "" => String::new(),
             reason => format!("reason=\"{reason}\""),
@@ -236,6 +246,11 @@ impl Row {
         let series = format!("tidegate_retries_total{{upstream=\"sim\",{reason}");
         let counted = stage.metrics().await.sum(&series) - before.sum(&series);
         assert_eq!(counted, self.retries.1, "{what}");
+        for reason in ["upstream_error", "upstream_timeout", "upstream_truncated"] {
+            let by = if self.ends_as() == Some(reason) { 1.0 } else { 0.0 };
+            let ended = |m: &Metrics| m.ended(reason) == before.ended(reason) + by;
+            stage.until(&format!("{what}: {reason} by {by}"), ended).await;
+        }
         if self.fields.contains(&("sim-retry-after", "1")) {
             assert!(began.elapsed() >= Duration::from_secs(1), "{what}");
         }

@@ -29,6 +29,7 @@ async fn cuts_come_after_the_events_before_them() {
         (Fault::Fin, closed()),
         (Fault::Conn, closed()),
         (Fault::Rst, Ended::Reset),
+        (Fault::CalmAway, closed()),
         (Fault::BadChunk, Ended::BadChunk),
     ] {
         let (sim, reply) = run(fault).await;

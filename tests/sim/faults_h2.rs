@@ -34,7 +34,9 @@ async fn cuts_come_after_the_events_before_them() {
         (Fault::Fin, Ended2::Reset(Reason::INTERNAL_ERROR)),
         (Fault::Rst, Ended2::Reset(Reason::CANCEL)),
         (Fault::BadChunk, Ended2::Reset(Reason::CANCEL)),
+        (Fault::ShortChunk, Ended2::Reset(Reason::INTERNAL_ERROR)),
         (Fault::Conn, Ended2::Connection),
+        (Fault::CalmAway, Ended2::Connection),
     ] {
         let (sim, reply) = run(fault).await;
         assert_eq!(reply.ended, ended, "{fault:?}");
@@ -70,9 +72,11 @@ async fn ends_without_the_mark_are_clean_http() {
 
 #[tokio::test]
 async fn before_the_head() {
-    for (fault, reason) in
-        [(Fault::ResetHead, Reason::INTERNAL_ERROR), (Fault::Refuse, Reason::REFUSED_STREAM)]
-    {
+    for (fault, reason) in [
+        (Fault::ResetHead, Reason::INTERNAL_ERROR),
+        (Fault::Refuse, Reason::REFUSED_STREAM),
+        (Fault::Calm, Reason::ENHANCE_YOUR_CALM),
+    ] {
         let (sim, reply) = run(fault).await;
         assert_eq!((reply.status, reply.ended), (None, Ended2::Reset(reason)));
         counted(&sim, |c| c.aborted == 1).await;

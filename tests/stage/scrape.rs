@@ -30,6 +30,15 @@ impl Metrics {
         live.map(|(_, value)| value).sum()
     }
 
+    /// The last label's values, and what is counted under each, of the series that begin with
+    /// `prefix`, which ends before that label; without zeros.
+    pub fn by_last_label(&self, prefix: &str) -> impl Iterator<Item = (&str, f64)> {
+        let series = self.0.iter().filter_map(move |(name, value)| {
+            Some((name.strip_prefix(prefix)?.split('"').nth(1)?, *value))
+        });
+        series.filter(|(_, value)| *value != 0.0)
+    }
+
     /// The sum over all series that begin with `prefix`.
     pub fn sum(&self, prefix: &str) -> f64 {
         self.0.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value).sum()
