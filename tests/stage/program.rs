@@ -32,15 +32,26 @@ impl Program {
         Program::serve_in(args, files, None)
     }
 
+    /// The same with these variables in its environment.
+    pub fn serve_with(args: &[&str], variables: &[(&str, &str)]) -> Program {
+        Program::start(args, "", variables)
+    }
+
     /// The same in the control group at `group`.
     pub fn serve_in(args: &[&str], files: Option<u32>, group: Option<&Path>) -> Program {
-        let log = tempfile::NamedTempFile::new().expect("a file");
         let mut limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
         if let Some(group) = group {
             limit += &format!("echo $$ > {}/cgroup.procs; ", group.display());
         }
+        Program::start(args, &limit, &[])
+    }
+
+    /// `before` is what its shell does first.
+    fn start(args: &[&str], before: &str, variables: &[(&str, &str)]) -> Program {
+        let log = tempfile::NamedTempFile::new().expect("a file");
         let mut child = Command::new("sh")
-            .args(["-c", &format!("{limit}exec \"$0\" serve \"$@\"")])
+            .args(["-c", &format!("{before}exec \"$0\" serve \"$@\"")])
+            .envs(variables.iter().copied())
             .arg(env!("CARGO_BIN_EXE_tidegate"))
             .args(args)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
@@ -74,6 +85,11 @@ impl Program {
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it runs still.
