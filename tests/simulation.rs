@@ -65,7 +65,8 @@ impl Story {
         let mut random = Random(seed);
         let fault = random.of(&FAULTS);
         let split = random.of(&["none", "byte", "random"]);
-        // Byte by byte, a long answer is a hundred thousand frames.
+        // Byte by byte, a long answer is a hundred thousand frames; and who takes a byte at a time with
+        // pauses counts as stalled (`a_client_that_reads_too_little_to_open_its_window_counts_as_stalled`).
         let sizes: &[u32] = if split == "byte" { &[0, 10] } else { &[0, 0, 10, 3000] };
         let mut fields = vec![
             ("sim-stream", seed.to_string()),

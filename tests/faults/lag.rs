@@ -80,6 +80,36 @@ async fn a_client_that_stops_reading_is_ended_and_holds_little_until_then() {
     }
 }
 
+/// TCP tells of a reader only when it has made room for a segment, or for half its buffer: whoever
+/// takes longer for that than `client_stall` cannot be told from one that does not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_too_little_to_open_its_window_counts_as_stalled() {
+    for upstream_h2 in [false, true] {
+        let stream = "client_stall = \"2s\"".to_owned();
+        let stage = Stage::start(Setup { upstream_h2, stream, ..Setup::default() }).await;
+        let mut client = small(&stage, Http::H1).await;
+        // It takes a chunk of some twenty bytes at a time.
+        let fields = [("sim-count", ENDLESS), ("sim-size", "4KiB"), ("sim-split", "random")];
+        let mut live = client.start("POST", CHAT, &fields, STREAM).await.head().await;
+        let stalled = |m: &Metrics| m.ended("client_stalled") == 1.0;
+        let mut over = Box::pin(stage.until("over", stalled));
+        loop {
+            let more = tokio::select! {
+                _ = &mut over => false,
+                more = live.more() => more,
+            };
+            if !more {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        stage.until("for that reason", stalled).await;
+        let ended = stage.sim.wait_for(|c| c.cancelled == 1, PATIENCE).await;
+        ended.unwrap_or_else(|counts| panic!("upstream h2 {upstream_h2}: {counts:?}"));
+        assert_eq!(live.rest().await.end, End::Cut, "upstream h2 {upstream_h2}");
+    }
+}
+
 /// A hundred clients that take nothing, and a hundred that do, on the same upstream connection.
 async fn the_others_go_on(client_http: Http, size: &str, split: &str, stalled: usize) {
     let what = format!("{stalled} stalled {client_http:?} size {size} split {split}");
