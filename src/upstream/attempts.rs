@@ -196,7 +196,7 @@ impl<'a> Course<'a> {
     async fn renews(&mut self, key: Option<usize>, tried: &Tried) -> bool {
         let refused = tried.status() == Some(StatusCode::UNAUTHORIZED);
         let Some(key) = key.filter(|_| refused && !self.renewed) else { return false };
-        self.renewed = self.upstream.known.keys.refused(key).await;
+        self.renewed = self.upstream.known.keys.refused(key, &self.outgoing.headers).await;
         self.renewed
     }
 

@@ -86,12 +86,15 @@ impl Keys {
         self.list.iter().any(|key| key.rests.load(Relaxed) <= now.nanos())
     }
 
-    /// The upstream does not know the key `index`: reads it again. Whether it is another one now.
-    pub async fn refused(self: &Arc<Keys>, index: usize) -> bool {
+    /// The upstream does not know the key `index` as it stands in `sent`, the headers of the attempt:
+    /// reads it again. Whether it is another one now, whoever has read that first.
+    pub async fn refused(self: &Arc<Keys>, index: usize, sent: &HeaderMap) -> bool {
         let keys = self.clone();
         // A file may lie on a disk that does not answer.
         let read = tokio::task::spawn_blocking(move || keys.list[index].reread());
-        read.await.unwrap_or(false)
+        // What went wrong there changes nothing about what is known.
+        let _ = read.await;
+        sent.get(self.header(index)) != Some(&self.list[index].value())
     }
 
     /// Looks at the files, if that was not done for a while.
@@ -119,23 +122,20 @@ impl Key {
         self.value.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it is another one than before. One that cannot be read stays as it was.
-    fn reread(&self) -> bool {
+    /// Reads it again. One that cannot be read stays as it was.
+    fn reread(&self) {
         match self.configured.reread() {
             Ok(value) => {
                 let mut known = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-                let changed = *known != value;
-                if changed {
+                if *known != value {
                     tracing::info!(source = ?self.configured.source, "a key was read anew");
                     *known = value;
                     self.rests.store(0, Relaxed);
                 }
-                changed
             }
             Err(reason) => {
                 let source = &self.configured.source;
                 tracing::warn!(?source, reason, "a key cannot be read now; the one known is used");
-                false
             }
         }
     }
@@ -201,13 +201,31 @@ mod tests {
         write("one");
         let file = |path: &Path| credential(CredentialSource::File(path.to_owned()), "one");
         let keys = Arc::new(Keys::new(&[file(&path)]));
-        assert!(!keys.refused(0).await, "it is the same");
+        let sent = |key: &'static str| {
+            HeaderMap::from_iter([(http::header::AUTHORIZATION, HeaderValue::from_static(key))])
+        };
+        assert!(!keys.refused(0, &sent("one")).await, "it is the same");
         write("two\n");
-        assert!(keys.refused(0).await);
+        assert!(keys.refused(0, &sent("one")).await);
         assert_eq!(used(&keys, 0), "two");
         write("");
-        assert!(!keys.refused(0).await);
+        assert!(!keys.refused(0, &sent("two")).await);
         assert_eq!(used(&keys, 0), "two");
         assert!(!format!("{keys:?}").contains("two"));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_read_anew_while_the_old_one_was_on_its_way_is_another_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("key");
+        std::fs::write(&path, "new").expect("a file");
+        let keys = Arc::new(Keys::new(&[credential(CredentialSource::File(path), "old")]));
+        let mut sent = HeaderMap::new();
+        keys.put(&mut sent, at(0)).expect("one");
+        // As when the files are looked at, or by another request that was refused.
+        keys.list[0].reread();
+        assert!(keys.refused(0, &sent).await, "the old one was refused");
+        keys.put(&mut sent, at(0)).expect("one");
+        assert!(!keys.refused(0, &sent).await, "now it is the new one");
     }
 }
