@@ -181,7 +181,11 @@ async fn run(upstream_h2: bool) {
                 story.judge(&answer);
                 let asked = stage.sim.attempts(story.id);
                 let what = format!("{story:?}: {} {}", answer.status, answer.text());
-                assert!((1..=ATTEMPTS).contains(&asked), "asked {asked} times: {what}");
+                // Each attempt may meet a connection that the upstream is about to leave (GOAWAY), for
+                // which there is no attempt left, or no budget: then its answer says so.
+                let never = code_of(&answer.text()).as_deref() == Some("upstream_refused");
+                let fewest = if upstream_h2 && never { 0 } else { 1 };
+                assert!((fewest..=ATTEMPTS).contains(&asked), "asked {asked} times: {what}");
                 let middle = ["fin", "rst", "bad-chunk", "error-middle", "stall"];
                 // On the other path nothing is asked for again for being late.
                 let cut = answer.end == End::Cut && story.path == CHAT;

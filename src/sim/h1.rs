@@ -284,6 +284,9 @@ impl Connection {
                 let wait = answer.script.wait();
                 self.pause(&mut pace, wait).await?;
             }
+            if self.shared.hurries() {
+                answer.script.hurry();
+            }
             match answer.script.step() {
                 Step::Data(data) => {
                     self.data(&data, layout, &mut pieces).await?;

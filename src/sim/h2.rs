@@ -192,6 +192,9 @@ impl Stream {
         loop {
             let wait = answer.script.wait();
             pause(&mut pace, wait, |cx| stream.poll_reset(cx).map(|_| Gone)).await?;
+            if self.shared.hurries() {
+                answer.script.hurry();
+            }
             match answer.script.step() {
                 Step::Data(mut data) => {
                     while !data.is_empty() {

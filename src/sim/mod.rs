@@ -12,7 +12,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -55,9 +55,15 @@ struct Shared {
     h2_max_streams: Option<u32>,
     window: Option<u32>,
     slow_accept: Duration,
+    hurry: AtomicBool,
 }
 
 impl Shared {
+    /// See [`Sim::hurry`].
+    fn hurries(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
+    }
+
     fn defaults(&self) -> Arc<Behaviour> {
         // The value is replaced whole, so a poisoned lock holds a good one.
         Arc::clone(&self.defaults.read().unwrap_or_else(PoisonError::into_inner))
@@ -109,6 +115,7 @@ impl Sim {
             h2_max_streams,
             window,
             slow_accept,
+            hurry: AtomicBool::new(false),
         });
         let task = tokio::spawn(listen::run(listener, tls, Arc::clone(&shared)));
         Ok(Self { addr, shared, running: task.abort_handle() })
@@ -145,6 +152,12 @@ impl Sim {
     /// 1,024 such streams.
     pub fn attempts(&self, stream: u64) -> u32 {
         self.shared.ledger.attempts(stream)
+    }
+
+    /// Good streams, those that run and those to come, end with the events that they have sent and
+    /// their mark, whatever `sim-count` had asked for.
+    pub fn hurry(&self) {
+        self.shared.hurry.store(true, Ordering::Relaxed);
     }
 
     /// Zeroes the counters and forgets the requests seen, as `GET /sim/reset` does.

@@ -162,6 +162,13 @@ impl Script {
         }
     }
 
+    /// A good stream gets no further event, though the last one does not say so; any other goes on.
+    pub(super) fn hurry(&mut self) {
+        if self.behaviour.fault == Fault::None {
+            self.behaviour.count = self.behaviour.count.min(self.sent);
+        }
+    }
+
     /// Length of a fixed body before any fault cuts it, bytes.
     pub(super) fn whole(&self) -> Option<usize> {
         match &self.content {
@@ -354,6 +361,22 @@ mod tests {
         assert_eq!(text.matches("\n\n").count(), 6);
         assert!(text.ends_with("data: [DONE]\n\n"));
         assert_eq!(end, End::Clean);
+    }
+
+    #[test]
+    fn a_hurried_stream_ends_with_its_mark_and_one_with_a_fault_goes_on() {
+        for (fault, left) in [(Fault::None, 1), (Fault::NoDone, 3)] {
+            let behaviour = behaviour(fault);
+            let voice = Voice::new(&behaviour, Kind::Chat, 1, "m", false);
+            let mut script = Script::stream(behaviour, voice);
+            (0..2).for_each(|_| drop(script.step()));
+            script.hurry();
+            let mut data = 0;
+            while let Step::Data(_) = script.step() {
+                data += 1;
+            }
+            assert_eq!(data, left, "{fault:?}");
+        }
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Connects {
         let at = |sim: &Sim, host: &str| format!("https://{host}:{}", sim.addr().port());
         let ca = |file: &str| format!("ca = {:?}", self.files.path().join(file));
         let silent = self.silent.local_addr().expect("an address");
-        let soon = "connect = \"300ms\"";
+        let soon = "connect = \"1s\"";
         let named = |word: &str| [format!("http://{}:80", name(word, h2))];
         leads(&name("fails", h2), &[&self.known]);
         leads(&name("moves", h2), &[&self.before]);
@@ -187,8 +187,8 @@ impl Connects {
         let (hole, slow) = (late("connects timeout"), late("connects tls_timeout"));
         tokio::join!(
             unreached(scene, "refused", 502, "upstream_connect", "refused", &refused),
-            unreached(scene, "hole", 504, "upstream_connect_timeout", "300ms", &hole),
-            unreached(scene, "slow-tls", 504, "upstream_tls_timeout", "300ms", &slow),
+            unreached(scene, "hole", 504, "upstream_connect_timeout", "connect = 1s", &hole),
+            unreached(scene, "slow-tls", 504, "upstream_tls_timeout", "connect = 1s", &slow),
             unreached(scene, "wrong-name", 502, tls, "not valid for name", &wrong),
             unreached(scene, "expired", 502, tls, "expired", &wrong),
             unreached(scene, "untrusted", 502, tls, "UnknownIssuer", &wrong),

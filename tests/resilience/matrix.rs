@@ -31,6 +31,8 @@ async fn everything(h2: bool) {
     places.extend(closes.places());
     let scene = Scene::start(h2, places).await;
     let crowd = Crowd::of(&scene.gateway, &scene.sim).await;
+    let connections = scene.sim.counts().connections;
+    assert!(!h2 || connections < 10, "they do not share: {connections} connections");
     tokio::join!(
         Box::pin(among::met_by_all(scene.clone())),
         Box::pin(connects.met(&scene)),

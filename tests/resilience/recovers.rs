@@ -14,7 +14,7 @@ use crate::endpoints::sim;
 use crate::scene::{Place, Scene, clear};
 use crate::stage::client::{CHAT, STREAM};
 use crate::stage::events::code_of;
-use crate::stage::{Http, PATIENCE, soon};
+use crate::stage::{Client, Http, PATIENCE, soon};
 
 /// What stands at the places of this file.
 pub(crate) struct Recovers {
@@ -135,7 +135,7 @@ impl Recovers {
     }
 
     async fn a_half_open_breaker_lets_its_probes_pass_and_no_more(&self, scene: &Scene) {
-        const MANY: usize = 200;
+        const MANY: usize = 100;
         let place = "breaks";
         for _ in 0..3 {
             let answer = scene.asks(place, Http::H1, &[("sim-status", "500")]).await;
@@ -143,17 +143,16 @@ impl Recovers {
         }
         // Whoever is let through from now on stays there.
         self.breaks.set_defaults(Behaviour { fault: Fault::StallHead, ..Behaviour::default() });
-        let mut clients = Vec::new();
-        for n in 0..MANY {
-            let http = if n % 2 == 0 { Http::H1 } else { Http::H2 };
-            clients.push(scene.client(http).await);
-        }
         let half = "tidegate_breaker_state{upstream=\"breaks\",state=\"half_open\"}";
         scene.until("half-open", |m| m.get(half) == 1.0).await;
         let mut asking = JoinSet::new();
-        for mut client in clients {
-            let path = format!("/{place}{CHAT}");
-            asking.spawn(async move { client.ask("POST", &path, &[], STREAM).await });
+        for n in 0..MANY {
+            let http = if n % 2 == 0 { Http::H1 } else { Http::H2 };
+            let (gateway, path) = (scene.gateway.ready.listen[0], format!("/{place}{CHAT}"));
+            asking.spawn(async move {
+                let mut client = Client::connect(gateway, http, None).await;
+                client.ask("POST", &path, &[], STREAM).await
+            });
         }
         for _ in PROBES..MANY {
             let answer = soon(asking.join_next()).await.expect("one").expect("no panic");

@@ -1,13 +1,17 @@
 //! Another attempt at the same upstream: for what, how often, and for what never.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tidegate::sim::{Behaviour, Kind, expected_body};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 
+use crate::endpoints::{self, gateway, sim};
 use crate::scene::Crowd;
 use crate::stage::client::{CHAT, STREAM};
-use crate::stage::events::error_code;
-use crate::stage::{Answer, End, Http, Metrics, Setup, Stage, open_files};
+use crate::stage::events::{code_of, error_code};
+use crate::stage::{Answer, End, Http, Metrics, Setup, Stage, open_files, scrape};
 
 /// What the upstream does at first, and what comes of it.
 struct Row {
@@ -186,7 +190,7 @@ async fn each_trouble_is_met(upstream_h2: bool) {
     let setup = Setup {
         upstream_h2,
         server: "h2_max_streams = 1000".to_owned(),
-        stream: "first_byte = \"2s\"".to_owned(),
+        stream: "first_byte = \"3s\"".to_owned(),
         upstream: RULE.to_owned(),
         route,
         ..Setup::default()
@@ -199,7 +203,7 @@ async fn each_trouble_is_met(upstream_h2: bool) {
             row.met(&stage, upstream_h2, http, (2 * n + at) as u64, &what).await;
         }
     }
-    crowd.leaves().await;
+    crowd.leaves(&stage.sim).await;
     stage.until("nothing is left", |m| m.live() == 0.0).await;
 }
 
@@ -271,6 +275,60 @@ async fn what_never_reached_the_upstream_is_sent_again_without_a_rule() {
         let answer = asks(&stage, Http::H1, 1, fields).await;
         assert_eq!(answer.status == 200, asked == 2, "{fields:?}: {}", answer.text());
         assert_eq!(stage.sim.counts().requests, asked, "{fields:?}");
+    }
+}
+
+/// An HTTP/2 upstream, frame by frame, that leaves as many connections as `leaves` (GOAWAY without an
+/// error, and no stream was begun) when a request comes, and then hands on to `sim`.
+async fn leaving(leaves: usize, sim: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        for n in 0.. {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            if n >= leaves {
+                let mut to = TcpStream::connect(sim).await.expect("the simulator");
+                tokio::spawn(async move { copy_bidirectional(&mut socket, &mut to).await });
+                continue;
+            }
+            // SETTINGS, without any.
+            socket.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("open");
+            let mut preface = [0; 24];
+            socket.read_exact(&mut preface).await.expect("a preface");
+            loop {
+                let mut head = [0; 9];
+                socket.read_exact(&mut head).await.expect("a frame");
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                socket.read_exact(&mut vec![0; length]).await.expect("its payload");
+                if head[3] == 1 {
+                    break;
+                }
+            }
+            // GOAWAY: last stream 0, NO_ERROR.
+            let mut away = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
+            away.extend([0; 8]);
+            socket.write_all(&away).await.expect("open");
+            socket.shutdown().await.expect("open");
+        }
+    });
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_goes_away_before_the_stream_began_costs_an_attempt_and_no_more() {
+    for (leaves, status) in [(1, 200), (2, 502)] {
+        let sim = sim(Behaviour::default(), true).await;
+        let gateway = gateway(&[leaving(leaves, sim.addr()).await], true, "").await;
+        let answer = endpoints::asks(&gateway, &[]).await;
+        assert_eq!(answer.status, status, "{leaves}: {}", answer.text());
+        let told = code_of(&answer.text());
+        let refused = (status == 502).then_some("upstream_refused");
+        assert_eq!(told.as_deref(), refused, "{leaves}: {}", answer.text());
+        let asked = if status == 200 { 1 } else { 0 };
+        assert_eq!(sim.counts().requests, asked, "{leaves}: it never ran more often");
+        let metrics = scrape::metrics(gateway.ready.admin).await;
+        let retries = "tidegate_retries_total{upstream=\"sim\",reason=\"unsent\"}";
+        assert_eq!(metrics.get(retries), 1.0, "{leaves}");
     }
 }
 
