@@ -1,9 +1,9 @@
 //! One gateway before an upstream on whose connections a thousand bystanders stream, and before
 //! further upstreams, the places, where things go wrong at the same time.
 //!
-//! Each bystander has one stream, which its upstream ends when everything else is over, and which must
-//! arrive whole. What each place's metrics come to is compared with what its rows say, as a whole, when the row is
-//! over and again when everything is.
+//! Each bystander has one stream, which its upstream ends when everything else is over, and which
+//! must arrive whole. What each place's metrics come to is compared with what its rows say, as a
+//! whole, when the row is over and again when everything is.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
