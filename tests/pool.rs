@@ -9,6 +9,7 @@ use stage::{Answer, Client, End, Gateway, Http, Metrics, Setup, Stage, scrape};
 use tidegate::sim::{self, Sim};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 fn one_worker(setup: Setup) -> Setup {
     Setup { server: "workers = 1".into(), ..setup }
@@ -103,10 +104,16 @@ async fn the_gauge_returns_when_upstreams_go_away() {
 async fn an_upstream_that_closes_idle_connections_fails_no_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
+    let (closed, mut closes) = watch::channel(0);
     tokio::spawn(async move {
         loop {
             let Ok((socket, _)) = listener.accept().await else { return };
-            tokio::spawn(closes_after_one(socket));
+            let closed = closed.clone();
+            tokio::spawn(async move {
+                let done = closes_after_one(socket).await;
+                closed.send_modify(|closed| *closed += 1);
+                done
+            });
         }
     });
     let text = format!(
@@ -120,6 +127,8 @@ async fn an_upstream_that_closes_idle_connections_fails_no_request() {
         let body = if n % 2 == 0 { "{}" } else { "" };
         let answer = client.ask(method, "/v1/x", &[], body).await;
         assert_eq!(answer.status, 200, "{n}: {}", answer.text());
+        // Closed just as it is used again it would be another matter: the request may have run.
+        stage::soon(closes.wait_for(|closed| *closed > n)).await.expect("it closes");
     }
     let gone = |m: &Metrics| connections(m, "active") == 0.0;
     scrape::until(gateway.ready.admin, "none is active", gone).await;

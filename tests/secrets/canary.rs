@@ -63,5 +63,5 @@ fn a_planted_leak_is_found_whole_or_in_part() {
 #[should_panic(expected = "somebody was told [\"one\"]")]
 fn a_planted_leak_fails_its_test() {
     let one = Canary::new("one");
-    assert_none(&[one.clone()], "somebody", one.bearer());
+    assert_none(std::slice::from_ref(&one), "somebody", one.bearer());
 }
