@@ -9,7 +9,7 @@ use crate::connects::{BlackHole, silent, whole};
 use crate::endpoints::sim;
 use crate::scene::{Place, Scene, clear};
 use crate::stage::client::{CHAT, STREAM, Started};
-use crate::stage::{Client, Http, Metrics, PATIENCE};
+use crate::stage::{Client, Http, PATIENCE};
 
 /// How a client leaves.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +43,13 @@ impl Departs {
     pub(crate) fn places(&self) -> Vec<Place> {
         let silent = self.silent.local_addr().expect("an address");
         // So long that the client is gone before it is over, and the dial not long after.
-        let connect = "connect = \"2s\"";
+        let connect = "connect = \"5s\"";
+        let (hole, tls) = ([clear(self.hole.addr())], [format!("https://{silent}")]);
         vec![
-            Place::new("in-connect", &[clear(self.hole.addr())], connect),
-            Place::new("in-tls", &[format!("https://{silent}")], connect),
+            Place::new("in-connect-h1", &hole, connect),
+            Place::new("in-connect-h2", &hole, connect),
+            Place::new("in-tls-h1", &tls, connect),
+            Place::new("in-tls-h2", &tls, connect),
             Place::new("in-thought", &[clear(self.thinks.addr())], ""),
             Place::new(
                 "in-queue",
@@ -58,8 +61,10 @@ impl Departs {
 
     pub(crate) async fn met(&self, scene: &Scene) {
         tokio::join!(
-            leaves_the_dial(scene, "in-connect"),
-            leaves_the_dial(scene, "in-tls"),
+            leaves_the_dial(scene, "in-connect-h1", Way::H1, "connects timeout"),
+            leaves_the_dial(scene, "in-connect-h2", Way::H2, "connects timeout"),
+            leaves_the_dial(scene, "in-tls-h1", Way::H1, "connects tls_timeout"),
+            leaves_the_dial(scene, "in-tls-h2", Way::H2, "connects tls_timeout"),
             self.leaves_the_wait(scene),
             self.leaves_the_queue(scene),
         );
@@ -131,22 +136,18 @@ fn leave(mut started: Started<'_>) {
 
 /// Its request's record ends at once; the dial goes on for others who may wait for it, up to
 /// `connect`, and nothing is tried again.
-async fn leaves_the_dial(scene: &Scene, place: &'static str) {
-    let state = |m: &Metrics, state: &str| {
-        m.get(&format!("tidegate_upstream_connections{{upstream=\"{place}\",state=\"{state}\"}}"))
-    };
+async fn leaves_the_dial(scene: &Scene, place: &'static str, way: Way, result: &str) {
+    let series =
+        format!("tidegate_upstream_connections{{upstream=\"{place}\",state=\"connecting\"}}");
     let path = format!("/{place}{CHAT}");
-    for way in WAYS {
-        let mut client = client(scene, way).await;
-        let started = client.start("POST", &path, &[], STREAM).await;
-        scene.until("it is dialled", |m| state(m, "connecting") == 1.0).await;
-        leave(started);
-        let stays = stays(client, way);
-        let live = format!("tidegate_streams_live{{route=\"/{place}/v1/{{*rest}}\"");
-        scene.until(&format!("{place} {way:?}: it has left"), |m| m.sum(&live) == 0.0).await;
-        scene.until("the dial ends", |m| state(m, "connecting") == 0.0).await;
-        let result = if place == "in-tls" { "connects tls_timeout" } else { "connects timeout" };
-        scene.comes_to(place, &[("ended client_closed", 1.0), (result, 1.0)]).await;
-        drop(stays);
-    }
+    let mut client = client(scene, way).await;
+    let started = client.start("POST", &path, &[], STREAM).await;
+    scene.until("it is dialled", |m| m.get(&series) == 1.0).await;
+    leave(started);
+    let stays = stays(client, way);
+    let live = format!("tidegate_streams_live{{route=\"/{place}/v1/{{*rest}}\"");
+    scene.until(&format!("{place}: it has left"), |m| m.sum(&live) == 0.0).await;
+    scene.until(&format!("{place}: the dial ends"), |m| m.get(&series) == 0.0).await;
+    scene.comes_to(place, &[("ended client_closed", 1.0), (result, 1.0)]).await;
+    drop(stays);
 }

@@ -32,6 +32,8 @@ pub(crate) struct Recovers {
 
 /// Probes of the breaker that is tried under load.
 const PROBES: usize = 2;
+/// They are asked before the others are answered.
+const PROBES_ARRIVE: Duration = Duration::from_secs(5);
 
 impl Recovers {
     pub(crate) async fn new(h2: bool) -> Recovers {
@@ -161,8 +163,9 @@ impl Recovers {
             assert_eq!(code_of(&text).as_deref(), Some("upstream_unavailable"), "{text}");
             assert!(answer.header("retry-after").is_some(), "{:?}", answer.headers);
         }
-        let counts = self.breaks.counts();
-        assert_eq!((counts.requests, counts.live), (3 + PROBES as u64, PROBES as u64));
+        let probes = self.breaks.wait_for(|c| c.live >= PROBES as u64, PROBES_ARRIVE).await;
+        probes.expect("the probes at the upstream, before they are late");
+        assert_eq!(self.breaks.counts().requests, 3 + PROBES as u64);
         // They leave without a verdict, and others may try: as many successes close it.
         self.breaks.set_defaults(Behaviour::default());
         asking.abort_all();
@@ -202,11 +205,20 @@ impl Recovers {
         whole(&scene.asks("rotated", Http::H1, &[]).await);
         std::fs::write(self.files.path().join("old"), "new").expect("a file");
         let once = [("sim-status", "401"), ("sim-fault-times", "1"), ("sim-stream", "7")];
-        whole(&scene.asks("rotated", Http::H2, &once).await);
-        whole(&scene.asks("rotated", Http::H1, &[]).await);
+        let refused = scene.asks("rotated", Http::H2, &once).await;
         let [old, new] = ["Bearer old", "Bearer new"];
-        assert_eq!(keys(&self.rotated), [old, old, new, new]);
-        let counted = [("ended completed", 3.0), ("retries credential", 1.0)];
+        let mut sent = vec![old, old, new];
+        let mut counted = vec![("ended completed", 3.0), ("retries credential", 1.0)];
+        if keys(&self.rotated) == [old, new] {
+            // The gateway has just looked at the file by itself, and there is no other key.
+            assert_eq!(refused.status, 401);
+            (sent, counted) = (vec![old, new], vec![("ended completed", 3.0)]);
+        } else {
+            whole(&refused);
+        }
+        whole(&scene.asks("rotated", Http::H1, &[]).await);
+        sent.push(new);
+        assert_eq!(keys(&self.rotated), sent);
         scene.comes_to("rotated", &counted).await;
     }
 

@@ -215,14 +215,23 @@ async fn bystander(mut client: Client, id: u64) {
         ("sim-count", "1000000"),
         ("sim-interval", INTERVAL),
     ];
-    let answer = client.stream(&fields).await;
+    arrived(id, &client.stream(&fields).await);
+}
+
+/// Asserts that the stream `id`, which its upstream was asked to end, came whole.
+pub(crate) fn arrived(id: u64, answer: &Answer) {
     let came = answer.text();
-    assert_eq!((answer.status, answer.end), (200, End::Clean), "bystander {id}: {came}");
+    assert_eq!((answer.status, answer.end), (200, End::Clean), "stream {id}: {came}");
     let events = came.strip_suffix("data: [DONE]\n\n");
-    let events = events.unwrap_or_else(|| panic!("bystander {id}: no mark: {came}"));
-    // One more than came, for the last one says so.
-    let count = u32::try_from(events.matches("\n\n").count() + 1).expect("few");
+    let events = events.unwrap_or_else(|| panic!("stream {id}: no mark: {came}"));
+    assert!(!events.is_empty() && began(id, events), "stream {id}: {came}");
+}
+
+/// Whether `came` is what the stream `id` begins with, in whole events.
+pub(crate) fn began(id: u64, came: &str) -> bool {
+    // One event more than came, for the last one of all says that it is.
+    let count = u32::try_from(came.matches("\n\n").count() + 1).expect("few");
     let behaviour = Behaviour { count, ..Behaviour::default() };
     let longer = expected_body(&behaviour, Kind::Chat, id, "tide-1", false);
-    assert!(count > 1 && longer.starts_with(events.as_bytes()), "bystander {id}: {came}");
+    longer.starts_with(came.as_bytes()) && (came.is_empty() || came.ends_with("\n\n"))
 }
