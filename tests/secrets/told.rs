@@ -111,9 +111,11 @@ async fn no_secret_is_told_to_clients_operators_or_the_log() {
     let secrets = Secrets::new();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let sim = Sim::start(any, Options::default()).await.expect("an upstream");
-    let taken = std::net::TcpListener::bind(any).expect("a port");
-    let nobody = taken.local_addr().expect("an address");
-    drop(taken);
+    // Taken, so that nobody else gets it, and nobody listens there.
+    let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let taken = taken.expect("a socket");
+    taken.bind(&any.into()).expect("a port");
+    let nobody = taken.local_addr().expect("an address").as_socket().expect("an IP address");
     let config = secrets.files.path().join("gateway.toml");
     let good = secrets.config(&sim, nobody);
     std::fs::write(&config, &good).expect("a file");
