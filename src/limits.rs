@@ -51,8 +51,6 @@ pub const AFTER_TERMINAL: Duration = Duration::from_secs(5);
 /// How much of an upstream's error answer is read to be handed on inside an error event.
 pub const ERROR_BODY: usize = 16 * 1024;
 
-/// An idle upstream connection is closed after this; common upstreams close theirs at 60-90 s.
-pub const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// Interval of HTTP/2 keep-alive pings; more frequent ones get some servers to close.
 pub const UPSTREAM_PING: Duration = Duration::from_secs(30);
 /// Time an HTTP/2 upstream has to answer a ping before its connection is dropped.
@@ -128,6 +126,10 @@ pub const FILES_WAIT: Duration = Duration::from_secs(1);
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections dialled at once towards one HTTP/2 endpoint by one worker.
 pub const DIALS_AT_ONCE: usize = 16;
+/// While connections to an upstream are as many as `pool_max`, a worker serves its own requests before
+/// those of another worker that have waited at most so much longer: taking a connection from one worker
+/// to another is a handshake.
+pub const POOL_YIELD: Duration = Duration::from_secs(1);
 /// How long a new HTTP/2 upstream connection is expected to make room once its SETTINGS come.
 pub const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 /// Attempts to find a live pooled connection before a request fails; each lost one had closed
@@ -177,7 +179,6 @@ pub const BATCH_SHARE: usize = 8;
 
 const _: () = {
     assert!(COMMIT_BYTES <= BODY_PREFETCH);
-    assert!(UPSTREAM_IDLE.as_secs() < 60, "upstreams close idle connections from 60 s on");
     assert!(UPSTREAM_PING.as_secs() >= 30, "servers answer faster pings with GOAWAY");
     assert!(BATCH_SHARE >= 2, "`interactive` is served first");
     assert!(CUT_LINGER.as_millis() > TICK.as_millis());

@@ -949,6 +949,66 @@ effects! {
             assert_eq!(stage.sim.counts().connections, dialled, "pool_idle_max = {kept}");
         }
     }
+    "upstream.pool_max" pool_max {
+        for (max, connections) in [(0, 3), (2, 2)] {
+            let lines = format!("pool_max = {max}");
+            let setup = Setup { server: "workers = 1".into(), ..with_upstream(&lines) };
+            let stage = Stage::start(setup).await;
+            let ask = async || {
+                let slow = [("sim-first-byte", "300ms")];
+                stage.client(Http::H1).await.ask("GET", "/v1/x", &slow, "").await.status
+            };
+            assert_eq!(tokio::join!(ask(), ask(), ask()), (200, 200, 200));
+            assert_eq!(stage.sim.counts().connections, connections, "{max}");
+        }
+    }
+    "upstream.pool_idle" pool_idle {
+        for (idle, connections) in [("1ms", 2), ("50s", 1)] {
+            let lines = format!("pool_idle = \"{idle}\"");
+            let setup = Setup { server: "workers = 1".into(), ..with_upstream(&lines) };
+            let stage = Stage::start(setup).await;
+            let mut client = stage.client(Http::H1).await;
+            assert_eq!(client.ask("GET", "/v1/x", &[], "").await.status, 200);
+            let at_rest = "tidegate_upstream_connections{upstream=\"sim\",state=\"active\"}";
+            stage.until("it is idle", |m| m.get(at_rest) == 0.0).await;
+            assert_eq!(client.ask("GET", "/v1/x", &[], "").await.status, 200);
+            assert_eq!(stage.sim.counts().connections, connections, "{idle}");
+        }
+    }
+    "upstream.pool_lifetime" pool_lifetime {
+        for (lifetime, connections) in [("1s", 2), ("off", 1)] {
+            let lines = format!("pool_lifetime = \"{lifetime}\"");
+            let setup = Setup { server: "workers = 1".into(), ..with_upstream(&lines) };
+            let stage = Stage::start(setup).await;
+            let mut client = stage.client(Http::H1).await;
+            for wait in ["1200ms", "0ms"] {
+                let slow = [("sim-first-byte", wait)];
+                assert_eq!(client.ask("GET", "/v1/x", &slow, "").await.status, 200);
+            }
+            assert_eq!(stage.sim.counts().connections, connections, "{lifetime}");
+        }
+    }
+    "upstream.pool_dials" pool_dials {
+        // TCP connects by the backlog; the TLS handshake never ends.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        for dials in [1, 2] {
+            let text = format!(
+                "{LISTEN}[[upstream]]\nconnect = \"1m\"\nurls = [\"https://127.0.0.1:{port}\"]\n\
+                 http = 1\npool_dials = {dials}\n");
+            let gateway = Gateway::start(&text, None).await;
+            let mut asking = tokio::task::JoinSet::new();
+            for _ in 0..3 {
+                let mut client = Client::connect(gateway.ready.listen[0], Http::H1, None).await;
+                asking.spawn(async move { client.ask("GET", "/v1/x", &[], "").await });
+            }
+            let connecting = "tidegate_upstream_connections{upstream=\"main\",state=\"connecting\"}";
+            let waiting = "tidegate_pool_waiting{upstream=\"main\"}";
+            let all = |m: &Metrics| m.get(waiting) == 3.0 && m.get(connecting) > 0.0;
+            let metrics = scrape::until(gateway.ready.admin, "they wait", all).await;
+            assert_eq!(metrics.get(connecting), f64::from(dials));
+        }
+    }
     "route.path" path {
         let sim = sim().await;
         let text = format!("{LISTEN}[[upstream]]\nurls = [\"http://{}\"]\n\

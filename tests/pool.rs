@@ -1,5 +1,11 @@
 //! Connections to upstreams: reused, spread, counted, verified, and no request lost to a dead one.
 
+#[path = "pool/ages.rs"]
+mod ages;
+#[path = "pool/bounds.rs"]
+mod bounds;
+#[path = "pool/owned.rs"]
+mod owned;
 mod stage;
 
 use bytes::Bytes;

@@ -114,4 +114,21 @@ fn advise_upstream(
     if upstream.max_streams > streams {
         say(key("max_streams"), format!("limits.streams = {streams} is reached first"));
     }
+    advise_pool(config, upstream, &mut |name, text| say(key(name), text));
+}
+
+fn advise_pool(config: &Config, upstream: &Upstream, say: &mut impl FnMut(&str, String)) {
+    let workers = match config.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        fixed => fixed,
+    };
+    let (pool, pools) = (upstream.pool, workers.saturating_mul(upstream.urls.len()));
+    if pool.max > 0 && pool.max < pools {
+        let text = format!(
+            "{} is less than one for each worker and url ({pools}), so they close connections for \
+             each other; raise it, or bound requests by max_streams",
+            pool.max
+        );
+        say("pool_max", text);
+    }
 }

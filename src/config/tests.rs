@@ -159,7 +159,11 @@ resolve = "36s"
 max_streams = 5
 queue = 6
 queue_wait = "7s"
+pool_max = 37
 pool_idle_max = 8
+pool_idle = "38s"
+pool_lifetime = "39s"
+pool_dials = 40
 [[upstream]]
 name = "second"
 urls = ["https://c"]
@@ -210,7 +214,7 @@ fn tenant() -> Tenant {
     }
 }
 
-/// What is done when the first upstream fails.
+/// What is done when the first upstream fails, and how its connections are kept.
 fn resilient() -> Upstream {
     Upstream {
         urls: ["https://a.example/openai/v1", "http://b:8000"]
@@ -244,6 +248,13 @@ fn resilient() -> Upstream {
             status: 204,
             changes: 35,
         }),
+        pool: PoolRule {
+            max: 37,
+            idle_max: 8,
+            idle: Duration::from_secs(38),
+            lifetime: Some(Duration::from_secs(39)),
+            dials: 40,
+        },
         ..Upstream::new("", url::parse("https://h").unwrap())
     }
 }
@@ -268,7 +279,6 @@ fn everything(files: &Files) -> Config {
         max_streams: 5,
         queue: 6,
         queue_wait: Duration::from_secs(7),
-        pool_idle_max: 8,
         ..resilient()
     };
     let mut second = Upstream::new("second", url::parse("https://c").unwrap());
@@ -421,7 +431,11 @@ resolve = "30s"
 max_streams = 0
 queue = 1000
 queue_wait = "5s"
+pool_max = 0
 pool_idle_max = 256
+pool_idle = "50s"
+pool_lifetime = "1h"
+pool_dials = 128
 [[route]]
 path = "/v1/{*rest}"
 upstream = "main"
@@ -462,7 +476,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 91);
+    assert_eq!(keys().len(), 95);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -613,6 +627,8 @@ fn faults_of_upstreams() {
         ("connect = \"0ms\"", "connect", "out of range"),
         ("queue_wait = \"5\"", "queue_wait", "no unit"),
         ("pool_idle_max = 99999", "pool_idle_max", "write 0 to 65536"),
+        ("pool_dials = 0", "pool_dials", "write 1 to 65536"),
+        ("pool_lifetime = 60", "pool_lifetime", "or \"off\""),
         ("url = \"x\"", "url", "nearest valid key: urls"),
     ] {
         one_fault(&upstream(line), 3, &format!("upstream[0].{key}"), part);
@@ -955,6 +971,8 @@ fn advice_is_given_with_lines() {
     let clear = format!("[[upstream]]\nurls = [\"http://h\"]\n{key}");
     advice(&clear, "upstream[0].urls", Some(2));
     advice(&upstream("max_streams = 20000"), "upstream[0].max_streams", Some(3));
+    let two = |line: &str| format!("[server]\nworkers = 2\n{}", upstream(line));
+    advice(&two("pool_max = 1"), "upstream[0].pool_max", Some(5));
     let files = Files::new();
     let loaded = files.read("[[upstream]]\nurls = [\"http://h\"]\nca = \"cert.pem\"").unwrap();
     assert_eq!(loaded.notices[0].key, "upstream[0].ca");

@@ -13,6 +13,7 @@ use http::HeaderMap;
 use super::credential::{self, Credential};
 use super::files;
 use super::headers;
+use super::pool::{self, PoolRule};
 use super::read::{Place, Reading, Section};
 use super::resilience::{self, Balance, BreakerRule, HealthRule, RetryRule, Sticky};
 use super::units::quoted;
@@ -59,8 +60,8 @@ pub struct Upstream {
     pub queue: usize,
     /// Longest wait in the queue.
     pub queue_wait: Duration,
-    /// Idle HTTP/1.1 connections kept per worker; 0 = none is kept.
-    pub pool_idle_max: usize,
+    /// How connections to it are kept.
+    pub pool: PoolRule,
 }
 
 impl fmt::Debug for Upstream {
@@ -85,7 +86,7 @@ impl fmt::Debug for Upstream {
             .field("max_streams", &self.max_streams)
             .field("queue", &self.queue)
             .field("queue_wait", &self.queue_wait)
-            .field("pool_idle_max", &self.pool_idle_max)
+            .field("pool", &self.pool)
             .finish()
     }
 }
@@ -116,7 +117,7 @@ impl Upstream {
             max_streams: 0,
             queue: 1000,
             queue_wait: Duration::from_secs(5),
-            pool_idle_max: 256,
+            pool: PoolRule::default(),
         }
     }
 }
@@ -177,7 +178,7 @@ fn read_one(r: &mut Reading<'_>, s: &Section<'_>, before: &[Upstream]) -> Upstre
         max_streams: r.number(s, "max_streams", 0..=MANY, d.max_streams),
         queue: r.number(s, "queue", 0..=MANY, d.queue),
         queue_wait: r.duration(s, "queue_wait", &TIME, d.queue_wait),
-        pool_idle_max: r.number(s, "pool_idle_max", 0..=65_536, d.pool_idle_max),
+        pool: pool::read(r, s),
     }
 }
 

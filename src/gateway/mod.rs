@@ -103,11 +103,15 @@ impl Gateway {
         &self.ground.cells
     }
 
-    /// Closes upstream connections that have been idle for too long.
-    pub fn close_idle(&self) {
-        for upstream in &self.plan().upstreams {
-            upstream.close_idle();
-        }
+    /// Looks after the upstream connections: closes what was idle for too long or is too old. Called
+    /// every few seconds.
+    pub fn look_after_pools(&self) {
+        self.plan().upstreams.iter().for_each(|upstream| upstream.close_idle());
+    }
+
+    /// Gives up upstream connections for which other workers wait; called once a tick.
+    pub fn make_room(&self) {
+        self.plan.borrow().upstreams.iter().for_each(|upstream| upstream.make_room());
     }
 
     /// Ends the streams of the largest backlogs until the process is within its memory budget again;

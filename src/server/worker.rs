@@ -24,8 +24,8 @@ use crate::server::{Stage, accept};
 use crate::telemetry::Cells;
 use crate::wire::wheel::{Tick, Wheel};
 
-/// How often idle upstream connections are looked at, in ticks.
-const CLOSE_IDLE_TICKS: u32 = 50;
+/// How often upstream connections are looked after, in ticks.
+const POOLS_TICKS: u32 = 50;
 /// How often memory is given back, in ticks.
 const GIVE_BACK_TICKS: u32 = 10;
 
@@ -106,9 +106,10 @@ impl Worker {
                     wheel.advance(Tick(clock.now().ticks()));
                     self.beat.store(true, Ordering::Relaxed);
                     gateway.shed();
+                    gateway.make_room();
                     turns = turns.wrapping_add(1);
-                    if turns.is_multiple_of(CLOSE_IDLE_TICKS) {
-                        gateway.close_idle();
+                    if turns.is_multiple_of(POOLS_TICKS) {
+                        gateway.look_after_pools();
                     }
                     if turns.is_multiple_of(GIVE_BACK_TICKS) {
                         memory::give_back();

@@ -214,6 +214,8 @@ pub struct UpstreamCells {
     pub events: Counter,
     /// Requests waiting for a slot now.
     pub queue_depth: Gauge,
+    /// Requests waiting for a connection now.
+    pub waiting: Gauge,
     ended: [Counter; Reason::COUNT],
     connections: [Gauge; ConnState::COUNT],
     connects: [Counter; ConnectResult::COUNT],
@@ -230,6 +232,7 @@ impl UpstreamCells {
             queue_wait: Histogram::new(&names::WAIT),
             events: Counter::default(),
             queue_depth: Gauge::default(),
+            waiting: Gauge::default(),
             ended: Default::default(),
             connections: Default::default(),
             connects: Default::default(),

@@ -165,6 +165,9 @@ closed_list! {
         Active = "active",
         /// Open in the pool without a stream.
         Idle = "idle",
+        /// Too old, given up by its peer or by us: it takes no further streams and closes after its
+        /// last. HTTP/2 only.
+        Closing = "closing",
     }
 }
 

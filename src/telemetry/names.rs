@@ -186,6 +186,8 @@ table! {
         "Time a request waited for a slot.";
     UpstreamConnections = "tidegate_upstream_connections", Kind::Gauge, ["upstream", "state"],
         "Upstream connections, by what they are doing.";
+    PoolWaiting = "tidegate_pool_waiting", Kind::Gauge, ["upstream"],
+        "Requests that wait for an upstream connection: to be opened, or, under pool_max, to come free.";
     UpstreamConnects = "tidegate_upstream_connects_total", Kind::Counter, ["upstream", "result"],
         "Attempts to open an upstream connection, by outcome.";
     UpstreamHandshake = "tidegate_upstream_handshake_seconds", Kind::Histogram(&WAIT), ["upstream"],

@@ -197,6 +197,7 @@ impl<'a> Look<'a> {
             UpstreamConnections => self.upstreams(|up, u| {
                 each(ConnState::ALL, |s| f.gauge([up, s.as_str()], u.connections(s)));
             }),
+            PoolWaiting => self.upstreams(|up, u| f.gauge([up], &u.waiting)),
             UpstreamConnects => self.upstreams(|up, u| {
                 each(ConnectResult::ALL, |r| f.counter([up, r.as_str()], u.connects(r)));
             }),

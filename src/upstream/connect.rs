@@ -84,6 +84,11 @@ impl Dialer {
         }
     }
 
+    /// The longest that connecting takes: the upstream's `connect`.
+    pub(crate) fn longest(&self) -> Duration {
+        self.connect_max
+    }
+
     /// Connects, within the upstream's `connect`.
     ///
     /// # Errors

@@ -22,9 +22,10 @@ use tokio::time::{Instant, Sleep};
 use crate::clock::Moment;
 use crate::limits;
 use crate::memory;
-use crate::telemetry::cells::ConnState;
+use crate::telemetry::cells::{ConnState, UpstreamCells};
 use crate::upstream::pool::Pool;
 use crate::upstream::transport::Transport;
+use crate::wire::wheel::Tick;
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +43,11 @@ pub(crate) struct Shared {
     streams_max: Cell<usize>,
     pub(super) live: Cell<usize>,
     opened: Moment,
+    /// From when on it is too old for another stream.
+    pub(super) until: Cell<Tick>,
     pub(super) idle_since: Cell<Moment>,
+    /// What the metrics have it as.
+    counted: Cell<Option<ConnState>>,
     task: RefCell<Option<AbortHandle>>,
 }
 
@@ -55,6 +60,7 @@ pub(crate) struct SharedLease {
 /// Starts HTTP/2 on a fresh connection and puts it into the pool.
 pub(super) async fn open(pool: &Rc<Pool>, transport: Transport) -> Result<(), h2::Error> {
     let heard = Rc::new(Cell::new(Instant::now()));
+    let until = Cell::new(transport.until());
     let io = Heard { io: transport, at: heard.clone() };
     let (sender, mut connection) = builder().handshake(io).await?;
     let pings = connection.ping_pong().expect("it is asked for once");
@@ -66,12 +72,14 @@ pub(super) async fn open(pool: &Rc<Pool>, transport: Transport) -> Result<(), h2
         streams_max: Cell::new(UNSETTLED),
         live: Cell::new(0),
         opened: now,
+        until,
         idle_since: Cell::new(now),
+        counted: Cell::new(None),
         task: RefCell::default(),
     });
+    shared.count(pool.cells(), Some(ConnState::Idle));
     let task = memory::apart(drive(connection, alive, Rc::downgrade(pool), shared.clone()));
     *shared.task.borrow_mut() = Some(tokio::task::spawn_local(task).abort_handle());
-    pool.cells().connections(ConnState::Idle).add(1);
     pool.shared.borrow_mut().push(shared);
     Ok(())
 }
@@ -145,8 +153,29 @@ impl Shared {
         self.streams_max.get() == UNSETTLED && now.since(self.opened) < limits::SETTINGS_WAIT
     }
 
+    /// It takes no further stream, whether there is a place for another connection or not.
+    pub(super) fn give_up(&self) {
+        self.until.set(Tick::default());
+    }
+
+    /// See [`Shared::give_up`].
+    pub(super) fn is_given_up(&self) -> bool {
+        self.until.get() == Tick::default()
+    }
+
+    /// From now on the metrics have it as `state`, or not at all.
+    pub(super) fn count(&self, cells: &UpstreamCells, state: Option<ConnState>) {
+        if let Some(before) = self.counted.replace(state) {
+            cells.connections(before).sub(1);
+        }
+        if let Some(state) = state {
+            cells.connections(state).add(1);
+        }
+    }
+
     /// Ends it at once.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, cells: &UpstreamCells) {
+        self.count(cells, None);
         if let Some(task) = self.task.take() {
             task.abort();
         }
@@ -164,10 +193,7 @@ impl Shared {
 
 impl SharedLease {
     pub(super) fn new(pool: &Rc<Pool>, shared: Rc<Shared>) -> SharedLease {
-        if shared.live.get() == 0 {
-            pool.cells().connections(ConnState::Idle).sub(1);
-            pool.cells().connections(ConnState::Active).add(1);
-        }
+        shared.count(pool.cells(), Some(ConnState::Active));
         shared.live.set(shared.live.get() + 1);
         pool.endpoint.began();
         SharedLease { pool: pool.clone(), shared }
@@ -190,11 +216,10 @@ impl Drop for SharedLease {
         if live == 0 {
             if self.pool.shared.borrow().iter().any(|s| Rc::ptr_eq(s, &self.shared)) {
                 self.shared.idle_since.set(self.pool.clock.now());
-                self.pool.cells().connections(ConnState::Active).sub(1);
-                self.pool.cells().connections(ConnState::Idle).add(1);
+                self.shared.count(self.pool.cells(), Some(ConnState::Idle));
             } else {
                 // The pool has forgotten it, so nobody else will.
-                self.shared.close();
+                self.shared.close(self.pool.cells());
             }
         }
         self.pool.offer();

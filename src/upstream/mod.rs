@@ -9,11 +9,13 @@
 //! Invariant: the upstream is chosen by configuration only. A request that may have been written
 //! is never sent twice.
 
+pub mod allowance;
 pub mod attempts;
 pub mod balance;
 pub mod breaker;
 pub mod connect;
 pub mod credential;
+mod dial;
 pub mod download;
 pub mod h1;
 pub mod h1_send;
@@ -34,8 +36,8 @@ use std::sync::Arc;
 use crate::admission::permit::Permits;
 use crate::clock::{Clock, Moment};
 use crate::config;
-use crate::limits;
 use crate::telemetry::cells::{BreakerState, Cells, UpstreamCells};
+use crate::upstream::allowance::Allowance;
 use crate::upstream::balance::{Endpoint, Endpoints};
 use crate::upstream::connect::Dialer;
 use crate::upstream::credential::Keys;
@@ -53,6 +55,8 @@ pub struct Known {
     pub keys: Arc<Keys>,
     /// TLS towards it.
     pub tls: Arc<ClientTls>,
+    /// Its connections of all workers.
+    allowance: Arc<Allowance>,
 }
 
 impl Known {
@@ -65,7 +69,15 @@ impl Known {
     ) -> Arc<Known> {
         let endpoints = Endpoints::new(config, before.map(|before| &before.endpoints));
         let keys = Arc::new(Keys::new(&config.credentials));
-        Arc::new(Known { endpoints, budget: Budget::default(), keys, tls: tls.clone() })
+        let (max, dials) = (config.pool.max, config.pool.dials);
+        let allowance = match before {
+            Some(before) => {
+                before.allowance.set(max, dials);
+                before.allowance.clone()
+            }
+            None => Allowance::new(max, dials),
+        };
+        Arc::new(Known { endpoints, budget: Budget::default(), keys, tls: tls.clone(), allowance })
     }
 }
 
@@ -96,7 +108,8 @@ pub struct Upstream {
 impl Upstream {
     /// The upstream of `config`, of which all workers know `known`, and whose metrics are at `slot`.
     /// Endpoints that are reached just as in `before`, the upstream of this name in the configuration
-    /// before, keep their pools; the pools of others are empty. Each connection takes one of `files`.
+    /// before, keep their pools, which go by the new `pool_…`; the pools of others are empty. Each
+    /// connection takes one of `files`.
     pub fn new(
         slot: usize,
         config: config::Upstream,
@@ -111,12 +124,14 @@ impl Upstream {
             let known_pool = before.and_then(|before| {
                 before.pools.iter().find(|pool| Arc::ptr_eq(&pool.endpoint, endpoint))
             });
-            known_pool.cloned().unwrap_or_else(|| {
-                let dialer = Dialer::new(endpoint, config.http, &known.tls.config, config.connect);
-                let (clock, cells) = (clock.clone(), cells.clone());
-                let idle_max = config.pool_idle_max;
-                Pool::new(endpoint.clone(), dialer, files, idle_max, slot, clock, cells)
-            })
+            if let Some(pool) = known_pool {
+                pool.adopt(config.pool);
+                return pool.clone();
+            }
+            let dialer = Dialer::new(endpoint, config.http, &known.tls.config, config.connect);
+            let (allowance, endpoint) = (known.allowance.clone(), endpoint.clone());
+            let (clock, cells) = (clock.clone(), cells.clone());
+            Pool::new(endpoint, dialer, files, config.pool, allowance, slot, clock, cells)
         };
         let pools = known.endpoints.list().iter().map(pool).collect();
         Rc::new(Upstream { config, known, pools, slot, cells: cells.clone() })
@@ -125,8 +140,7 @@ impl Upstream {
     fn connects_as(&self, config: &config::Upstream, known: &Known) -> bool {
         let own = &self.config;
         Arc::ptr_eq(&self.known.tls, &known.tls)
-            && (own.http, own.connect, own.pool_idle_max)
-                == (config.http, config.connect, config.pool_idle_max)
+            && (own.http, own.connect) == (config.http, config.connect)
     }
 
     /// Whether it may refuse a request after having taken it: only HTTP/2 can.
@@ -146,11 +160,14 @@ impl Upstream {
         self.cells.upstream(self.slot)
     }
 
-    /// Closes connections that have been idle for [`limits::UPSTREAM_IDLE`]; called every few
-    /// seconds by the worker.
+    /// Closes connections that have been idle for `pool_idle` or are older than `pool_lifetime`;
+    /// called every few seconds by the worker.
     pub fn close_idle(&self) {
-        for pool in &self.pools {
-            pool.close_idle(limits::UPSTREAM_IDLE);
-        }
+        self.pools.iter().for_each(Pool::close_idle);
+    }
+
+    /// Gives up connections for which other workers or URLs wait; called each tick by the worker.
+    pub fn make_room(&self) {
+        self.pools.iter().for_each(Pool::make_room);
     }
 }

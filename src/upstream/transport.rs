@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::admission::permit::Permit;
+use crate::upstream::allowance::Open;
+use crate::wire::wheel::Tick;
 
 /// A connected transport.
 pub(crate) enum Transport {
@@ -51,9 +52,16 @@ impl Transport {
         }
     }
 
-    /// Keeps `place` for as long as the connection is open.
-    pub(super) fn occupy(&mut self, place: Permit) {
-        self.tcp_mut().place = Some(place);
+    /// Keeps `open` for as long as the connection is. From the tick `until` on it is too old for
+    /// another request.
+    pub(super) fn occupy(&mut self, open: Open, until: Tick) {
+        let tcp = self.tcp_mut();
+        (tcp.open, tcp.until) = (Some(open), until);
+    }
+
+    /// From when on it is too old for another request.
+    pub(super) fn until(&self) -> Tick {
+        self.tcp().until
     }
 
     /// A request begins: nothing of it was written yet.
@@ -152,13 +160,15 @@ impl AsyncWrite for Transport {
 pub(crate) struct TcpIo {
     stream: TcpStream,
     wrote: bool,
-    /// Its place among the process's open files.
-    place: Option<Permit>,
+    /// From when on it is too old for another request; a tick, for which there is room.
+    until: Tick,
+    /// Its places among the upstream's connections and the process's open files.
+    open: Option<Open>,
 }
 
 impl TcpIo {
     pub(super) fn new(stream: TcpStream) -> TcpIo {
-        TcpIo { stream, wrote: false, place: None }
+        TcpIo { stream, wrote: false, until: Tick(u32::MAX), open: None }
     }
 
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {

@@ -303,7 +303,7 @@ impl Upload {
     }
 
     /// No body at all.
-    pub(super) fn empty(wheel: &Wheel) -> Upload {
+    pub fn empty(wheel: &Wheel) -> Upload {
         let state = UploadState::default();
         state.received.set(true);
         state.done.set(true);

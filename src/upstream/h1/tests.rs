@@ -9,9 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::admission::permit::Permits;
 use crate::clock::Clock;
-use crate::config::{HttpVersion, Scheme, Url};
+use crate::config::{HttpVersion, PoolRule, Scheme, Url};
 use crate::telemetry::Shape;
 use crate::telemetry::cells::Cells;
+use crate::upstream::allowance::Allowance;
 use crate::upstream::balance::Endpoint;
 use crate::upstream::connect::Dialer;
 use crate::upstream::h1_send;
@@ -39,7 +40,8 @@ fn pool() -> Rc<Pool> {
         routes: vec![("r".into(), 0)],
     };
     let (files, cells) = (Permits::new(0), std::sync::Arc::new(Cells::new(&shape)));
-    Pool::new(endpoint, dialer, &files, 8, 0, Clock::System, cells)
+    let (rule, allowance) = (PoolRule::default(), Allowance::new(0, 1));
+    Pool::new(endpoint, dialer, &files, rule, allowance, 0, Clock::System, cells)
 }
 
 /// A connection in use, and its peer.

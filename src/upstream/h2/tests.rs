@@ -23,7 +23,9 @@ fn shared(sender: SendRequest<Bytes>) -> Rc<Shared> {
         streams_max: Cell::new(UNSETTLED),
         live: Cell::new(0),
         opened: Moment::default(),
+        until: Cell::new(Tick(u32::MAX)),
         idle_since: Cell::default(),
+        counted: Cell::default(),
         task: RefCell::default(),
     })
 }
