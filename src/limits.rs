@@ -130,6 +130,8 @@ pub const DIALS_AT_ONCE: usize = 16;
 /// those of another worker that have waited at most so much longer: taking a connection from one worker
 /// to another is a handshake.
 pub const POOL_YIELD: Duration = Duration::from_secs(1);
+/// Pause before connections are opened in advance again (`pool_warm`), after one that failed.
+pub const WARM_PAUSE: Duration = Duration::from_secs(10);
 /// How long a new HTTP/2 upstream connection is expected to make room once its SETTINGS come.
 pub const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 /// Attempts to find a live pooled connection before a request fails; each lost one had closed

@@ -1009,6 +1009,12 @@ effects! {
             assert_eq!(metrics.get(connecting), f64::from(dials));
         }
     }
+    "upstream.pool_warm" pool_warm {
+        let setup = Setup { server: "workers = 1".into(), ..with_upstream("pool_warm = 2") };
+        let stage = Stage::start(setup).await;
+        stage.sim.wait_for(|c| c.connections == 2, stage::PATIENCE).await.expect("two connections");
+        assert_eq!(stage.sim.counts().requests, 0);
+    }
     "route.path" path {
         let sim = sim().await;
         let text = format!("{LISTEN}[[upstream]]\nurls = [\"http://{}\"]\n\

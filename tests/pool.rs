@@ -7,6 +7,8 @@ mod bounds;
 #[path = "pool/owned.rs"]
 mod owned;
 mod stage;
+#[path = "pool/warm.rs"]
+mod warm;
 
 use bytes::Bytes;
 use serde_json::Value;

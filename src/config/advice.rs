@@ -6,7 +6,7 @@
 use super::fault::{Notice, NoticeKind};
 use super::units::show_duration;
 use super::url::Scheme;
-use super::{Config, Stream, Upstream};
+use super::{Config, HttpVersion, Stream, Upstream};
 
 impl Config {
     /// Advice on this configuration, without lines. `load` and `parse` have already given it, with
@@ -130,5 +130,14 @@ fn advise_pool(config: &Config, upstream: &Upstream, say: &mut impl FnMut(&str, 
             pool.max
         );
         say("pool_max", text);
+    }
+    let wanted = pool.warm.saturating_mul(pools);
+    if pool.max > 0 && pool.max < wanted {
+        let text = format!("pool_max = {} is reached first: that makes {wanted}", pool.max);
+        say("pool_warm", text);
+    }
+    if pool.warm > pool.idle_max && upstream.http != HttpVersion::H2 {
+        let text = format!("pool_idle_max = {} is reached first over HTTP/1.1", pool.idle_max);
+        say("pool_warm", text);
     }
 }

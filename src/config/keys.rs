@@ -88,6 +88,7 @@ const KEYS: &[&str] = &[
     "upstream.pool_idle",
     "upstream.pool_lifetime",
     "upstream.pool_dials",
+    "upstream.pool_warm",
     "route.path",
     "route.upstream",
     "route.weights",

@@ -18,6 +18,8 @@ pub struct PoolRule {
     pub lifetime: Option<Duration>,
     /// Connections of the whole process that are opened at once.
     pub dials: usize,
+    /// Connections per worker and URL that are opened before they are needed.
+    pub warm: usize,
 }
 
 impl Default for PoolRule {
@@ -31,6 +33,7 @@ impl Default for PoolRule {
             lifetime: Some(Duration::from_secs(3600)),
             // At 100 ms each, more in a second than `limits.new_streams_per_second` lets in.
             dials: 128,
+            warm: 0,
         }
     }
 }
@@ -48,5 +51,6 @@ pub(super) fn read(r: &mut Reading<'_>, s: &Section<'_>) -> PoolRule {
         idle: r.duration(s, "pool_idle", &TIME, d.idle),
         lifetime: r.duration_or_off(s, "pool_lifetime", &LIFETIME, d.lifetime),
         dials: r.number(s, "pool_dials", 1..=MOST, d.dials),
+        warm: r.number(s, "pool_warm", 0..=1024, d.warm),
     }
 }

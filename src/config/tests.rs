@@ -164,6 +164,7 @@ pool_idle_max = 8
 pool_idle = "38s"
 pool_lifetime = "39s"
 pool_dials = 40
+pool_warm = 41
 [[upstream]]
 name = "second"
 urls = ["https://c"]
@@ -254,6 +255,7 @@ fn resilient() -> Upstream {
             idle: Duration::from_secs(38),
             lifetime: Some(Duration::from_secs(39)),
             dials: 40,
+            warm: 41,
         },
         ..Upstream::new("", url::parse("https://h").unwrap())
     }
@@ -436,6 +438,7 @@ pool_idle_max = 256
 pool_idle = "50s"
 pool_lifetime = "1h"
 pool_dials = 128
+pool_warm = 0
 [[route]]
 path = "/v1/{*rest}"
 upstream = "main"
@@ -476,7 +479,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 95);
+    assert_eq!(keys().len(), 96);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -973,6 +976,8 @@ fn advice_is_given_with_lines() {
     advice(&upstream("max_streams = 20000"), "upstream[0].max_streams", Some(3));
     let two = |line: &str| format!("[server]\nworkers = 2\n{}", upstream(line));
     advice(&two("pool_max = 1"), "upstream[0].pool_max", Some(5));
+    advice(&two("pool_max = 4\npool_warm = 3"), "upstream[0].pool_warm", Some(6));
+    advice(&upstream("pool_idle_max = 1\npool_warm = 2"), "upstream[0].pool_warm", Some(4));
     let files = Files::new();
     let loaded = files.read("[[upstream]]\nurls = [\"http://h\"]\nca = \"cert.pem\"").unwrap();
     assert_eq!(loaded.notices[0].key, "upstream[0].ca");

@@ -61,7 +61,7 @@ impl Gateway {
     pub fn new(shared: &Shared, clock: &Clock, wheel: &Wheel, cells: &Arc<Cells>) -> Rc<Gateway> {
         let files = &shared.admission.files;
         let plan = Plan::new(&shared.terms, None, files, clock, cells);
-        Rc::new(Gateway {
+        let gateway = Rc::new(Gateway {
             ground: Rc::new(Ground {
                 clock: clock.clone(),
                 wheel: wheel.clone(),
@@ -76,7 +76,9 @@ impl Gateway {
             admission: shared.admission.clone(),
             fault: shared.fault,
             no_relay: shared.no_relay,
-        })
+        });
+        gateway.warm();
+        gateway
     }
 
     /// What the configuration in force means; who keeps it goes on as it began.
@@ -96,6 +98,7 @@ impl Gateway {
         );
         self.plan.replace(plan.clone());
         before.retire(&plan);
+        self.warm();
     }
 
     /// The worker's metrics.
@@ -103,10 +106,17 @@ impl Gateway {
         &self.ground.cells
     }
 
-    /// Looks after the upstream connections: closes what was idle for too long or is too old. Called
-    /// every few seconds.
+    /// Looks after the upstream connections: closes what was idle for too long or is too old, and opens
+    /// what is to be there in advance. Called every few seconds.
     pub fn look_after_pools(&self) {
         self.plan().upstreams.iter().for_each(|upstream| upstream.close_idle());
+        self.warm();
+    }
+
+    fn warm(&self) {
+        if !self.draining.get() {
+            self.plan().upstreams.iter().for_each(|upstream| upstream.warm());
+        }
     }
 
     /// Gives up upstream connections for which other workers wait; called once a tick.

@@ -116,8 +116,7 @@ impl Allowance {
     }
 
     /// An entry that nobody waits for, if there is one.
-    #[cfg(test)]
-    fn spare(self: &Arc<Allowance>) -> Option<Entry> {
+    pub(crate) fn spare(self: &Arc<Allowance>) -> Option<Entry> {
         let mut state = self.lock();
         (state.line.is_empty() && state.has_place() && state.has_turn()).then(|| {
             state.enter();

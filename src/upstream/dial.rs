@@ -22,6 +22,7 @@ pub(super) async fn dial(pool: Rc<Pool>, entry: Entry) {
     let started = pool.clock.now();
     let Some(file) = pool.files.take() else {
         pool.dials.set(pool.dials.get() - 1);
+        pool.warm_from.set(started.after(limits::WARM_PAUSE));
         pool.dial_failed(&out_of_files(&pool.files));
         return pool.offer();
     };
@@ -29,14 +30,18 @@ pub(super) async fn dial(pool: Rc<Pool>, entry: Entry) {
     let opened = open(&pool, turn, place.open(file)).await;
     cells.connections(ConnState::Connecting).sub(1);
     pool.dials.set(pool.dials.get() - 1);
+    let now = pool.clock.now();
     match opened {
         Ok(()) => {
             cells.connects(ConnectResult::Ok).inc();
-            cells.handshake.observe(pool.clock.now().since(started));
+            cells.handshake.observe(now.since(started));
+            // There may have been no more turns when it began, or nobody knew what it speaks.
+            pool.warm();
         }
         Err((failure, result)) => {
             cells.connects(result).inc();
             tracing::warn!(upstream = %pool.url().authority, %failure, "connecting failed");
+            pool.warm_from.set(now.after(limits::WARM_PAUSE));
             pool.dial_failed(&failure);
         }
     }

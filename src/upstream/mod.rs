@@ -166,6 +166,11 @@ impl Upstream {
         self.pools.iter().for_each(Pool::close_idle);
     }
 
+    /// Opens connections until each pool has `pool_warm` of them, as far as that can be done now.
+    pub fn warm(&self) {
+        self.pools.iter().for_each(Pool::warm);
+    }
+
     /// Gives up connections for which other workers or URLs wait; called each tick by the worker.
     pub fn make_room(&self) {
         self.pools.iter().for_each(Pool::make_room);

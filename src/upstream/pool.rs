@@ -82,6 +82,8 @@ pub(crate) struct Pool {
     pub(super) dials: Cell<usize>,
     /// Its place in the line for another dial.
     ticket: RefCell<Option<Ticket>>,
+    /// No connection is opened in advance before this.
+    pub(super) warm_from: Cell<Moment>,
     /// When a connection in use was last given up for another pool.
     yielded: Cell<Moment>,
     /// No configuration in force leads here any more.
@@ -124,6 +126,7 @@ impl Pool {
             waiters: RefCell::default(),
             dials: Cell::new(0),
             ticket: RefCell::default(),
+            warm_from: Cell::default(),
             yielded: Cell::default(),
             retired: Cell::new(false),
         })
@@ -290,6 +293,25 @@ impl Pool {
     fn start(self: &Rc<Pool>, entry: Entry) {
         self.dials.set(self.dials.get() + 1);
         tokio::task::spawn_local(memory::apart(dial::dial(self.clone(), entry)));
+    }
+
+    /// Opens connections until there are `pool_warm`, as far as there are places that nobody waits
+    /// for. Nothing happens for a while after one has failed.
+    pub(crate) fn warm(self: &Rc<Pool>) {
+        let rule = self.rule();
+        let wanted = match self.protocol.get() {
+            // One more would be closed as it falls idle.
+            Some(Protocol::H1) => rule.warm.min(rule.idle_max),
+            Some(Protocol::H2) => rule.warm,
+            None => rule.warm.min(1),
+        };
+        if self.retired.get() || self.clock.now() < self.warm_from.get() {
+            return;
+        }
+        while self.open() + self.dials.get() < wanted {
+            let Some(entry) = self.allowance.spare() else { return };
+            self.start(entry);
+        }
     }
 
     /// Connections that carry exchanges or may.
