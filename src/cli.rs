@@ -223,7 +223,7 @@ fn serve(
         })
     });
     let options = Options { signals: true, load, ..Options::default() };
-    server::run(config, options, ready).map_err(failed)
+    server::run(config, options, ready).map(drop).map_err(failed)
 }
 
 /// Raises the soft limit of open files to the hard one; returns what holds now.

@@ -4,6 +4,8 @@
 mod ages;
 #[path = "pool/bounds.rs"]
 mod bounds;
+#[path = "pool/leaks.rs"]
+mod leaks;
 #[path = "pool/owned.rs"]
 mod owned;
 mod stage;

@@ -25,6 +25,7 @@ use crate::gateway::terms::Terms;
 use crate::stream::ground::{Ground, Scratch};
 use crate::stream::life::Live;
 use crate::telemetry::cells::Cells;
+use crate::upstream::leaks;
 use crate::wire::wheel::Wheel;
 
 /// What a worker needs to serve requests.
@@ -106,11 +107,12 @@ impl Gateway {
         &self.ground.cells
     }
 
-    /// Looks after the upstream connections: closes what was idle for too long or is too old, and opens
-    /// what is to be there in advance. Called every few seconds.
+    /// Looks after the upstream connections: closes what was idle for too long or is too old, opens what
+    /// is to be there in advance, and counts what was never given back. Called every few seconds.
     pub fn look_after_pools(&self) {
         self.plan().upstreams.iter().for_each(|upstream| upstream.close_idle());
         self.warm();
+        self.look_for_leaks();
     }
 
     fn warm(&self) {
@@ -122,6 +124,23 @@ impl Gateway {
     /// Gives up upstream connections for which other workers wait; called once a tick.
     pub fn make_room(&self) {
         self.plan.borrow().upstreams.iter().for_each(|upstream| upstream.make_room());
+    }
+
+    /// Counts upstream connections that no stream can have any more and that were not given back.
+    pub fn look_for_leaks(&self) {
+        let cells = self.cells();
+        let mut streams = vec![0; cells.upstreams().count()];
+        self.ground.live.for_each(|row| streams[row.target().upstream_index] += 1);
+        for (slot, (cells, streams)) in cells.upstreams().zip(streams).enumerate() {
+            let leaks = leaks::look(cells, streams);
+            if leaks > 0 {
+                let plan = self.plan();
+                let upstream = plan.upstreams.iter().find(|upstream| upstream.slot() == slot);
+                let upstream = upstream.map_or("a removed one", |up| up.config.name.as_str());
+                let text = "connections were kept for longer than their streams: report this bug";
+                tracing::error!(upstream, leaks, "{text}");
+            }
+        }
     }
 
     /// Ends the streams of the largest backlogs until the process is within its memory budget again;

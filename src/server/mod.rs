@@ -161,6 +161,14 @@ impl Fleet {
     }
 }
 
+/// How a gateway has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Upstream connections that were kept for longer than their streams lived, in its whole life; any
+    /// is a bug.
+    pub leaks: u64,
+}
+
 /// Serves until drained; calls `ready` once everything listens.
 ///
 /// # Errors
@@ -169,7 +177,7 @@ pub fn run(
     config: Config,
     options: Options,
     ready: impl FnOnce(&Ready) + 'static,
-) -> Result<(), StartError> {
+) -> Result<Ended, StartError> {
     let files = Files::read(&config, None)?;
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -208,8 +216,8 @@ pub fn run(
     fleet.metrics.process().memory(shared.admission.memory.clone());
     drop(config);
     let mut threads = Vec::new();
-    for (index, (listeners, cells)) in sockets.per_worker.into_iter().zip(cells).enumerate() {
-        let (worker, asked) = fleet.hire(&shared, cells);
+    for (index, (listeners, cells)) in sockets.per_worker.into_iter().zip(&cells).enumerate() {
+        let (worker, asked) = fleet.hire(&shared, cells.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         let thread = thread.spawn(move || worker.run(listeners, asked));
         threads.push(thread.map_err(StartError::Worker)?);
@@ -227,7 +235,8 @@ pub fn run(
             tracing::error!("a worker thread had panicked");
         }
     }
-    Ok(())
+    let leaks = cells.iter().flat_map(|cells| cells.upstreams()).map(|up| up.leaks.get()).sum();
+    Ok(Ended { leaks })
 }
 
 /// What the control thread does, from the open listeners to the end of the drain.

@@ -123,7 +123,7 @@ impl Worker {
                 Some(ask) = asked.recv() => answer(ask, &gateway, &clock),
                 changed = stage.changed() => {
                     // The control thread is gone when all is over.
-                    let Ok(()) = changed else { return };
+                    let Ok(()) = changed else { return gateway.look_for_leaks() };
                     let now = *stage.borrow_and_update();
                     for task in accepting.drain(..) {
                         task.abort();

@@ -216,6 +216,15 @@ pub struct UpstreamCells {
     pub queue_depth: Gauge,
     /// Requests waiting for a connection now.
     pub waiting: Gauge,
+    /// Connections, or places on one, that exchanges have now. No series of its own; with the next
+    /// two it is how leaks are found.
+    pub leases: Gauge,
+    /// Of these, what is kept for a moment after its stream has ended, on purpose.
+    pub lingering: Gauge,
+    /// Of these, what was counted as a leak and is still there.
+    pub leaked: Gauge,
+    /// Leases that were kept for longer than their streams lived.
+    pub leaks: Counter,
     ended: [Counter; Reason::COUNT],
     connections: [Gauge; ConnState::COUNT],
     connects: [Counter; ConnectResult::COUNT],
@@ -233,6 +242,10 @@ impl UpstreamCells {
             events: Counter::default(),
             queue_depth: Gauge::default(),
             waiting: Gauge::default(),
+            leases: Gauge::default(),
+            lingering: Gauge::default(),
+            leaked: Gauge::default(),
+            leaks: Counter::default(),
             ended: Default::default(),
             connections: Default::default(),
             connects: Default::default(),
@@ -321,6 +334,11 @@ impl Cells {
     /// the two methods below do: slots come from the configuration that made the shape).
     pub fn connections(&self, listener: usize, proto: Proto) -> &ConnectionCells {
         &self.listeners[listener].connections[proto.index()]
+    }
+
+    /// The cells of all upstreams, by slot.
+    pub fn upstreams(&self) -> impl Iterator<Item = &UpstreamCells> {
+        self.upstreams.iter()
     }
 
     /// A route's cells, by its slot: an index into [`Shape::routes`].

@@ -188,6 +188,8 @@ table! {
         "Upstream connections, by what they are doing.";
     PoolWaiting = "tidegate_pool_waiting", Kind::Gauge, ["upstream"],
         "Requests that wait for an upstream connection: to be opened, or, under pool_max, to come free.";
+    PoolLeaks = "tidegate_pool_leaks_total", Kind::Counter, ["upstream"],
+        "Upstream connections that were kept for longer than their streams lived: a bug, please report it.";
     UpstreamConnects = "tidegate_upstream_connects_total", Kind::Counter, ["upstream", "result"],
         "Attempts to open an upstream connection, by outcome.";
     UpstreamHandshake = "tidegate_upstream_handshake_seconds", Kind::Histogram(&WAIT), ["upstream"],

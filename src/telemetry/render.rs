@@ -198,6 +198,7 @@ impl<'a> Look<'a> {
                 each(ConnState::ALL, |s| f.gauge([up, s.as_str()], u.connections(s)));
             }),
             PoolWaiting => self.upstreams(|up, u| f.gauge([up], &u.waiting)),
+            PoolLeaks => self.upstreams(|up, u| f.counter([up], &u.leaks)),
             UpstreamConnects => self.upstreams(|up, u| {
                 each(ConnectResult::ALL, |r| f.counter([up, r.as_str()], u.connects(r)));
             }),

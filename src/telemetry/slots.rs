@@ -93,7 +93,6 @@ impl<T> Table<T> {
     }
 
     /// All cells that are there, by slot.
-    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map_while(|slot| slot.get().map(|cells| &**cells))
     }

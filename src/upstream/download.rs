@@ -125,9 +125,10 @@ impl Download {
             body => Some(body),
         };
         if let Some(Body::H2(mut body)) = body
-            && !body.ended()
+            && let Some(lingers) = body.linger()
         {
             tokio::task::spawn_local(async move {
+                let _lingers = lingers;
                 let end = std::future::poll_fn(|cx| body.poll_data(cx));
                 // Whatever comes, nobody waits for it.
                 let _ = tokio::time::timeout(limits::REUSE_WAIT, end).await;

@@ -44,6 +44,7 @@ pub(crate) struct SoloLease {
 impl SoloLease {
     pub(super) fn new(pool: &Rc<Pool>, transport: Transport) -> SoloLease {
         pool.cells().connections(ConnState::Active).add(1);
+        pool.cells().leases.add(1);
         pool.used.set(pool.used.get() + 1);
         pool.endpoint.began();
         SoloLease { pool: pool.clone(), transport: Some(transport) }
@@ -74,6 +75,7 @@ impl SoloLease {
 impl Drop for SoloLease {
     fn drop(&mut self) {
         self.pool.cells().connections(ConnState::Active).sub(1);
+        self.pool.cells().leases.sub(1);
         self.pool.used.set(self.pool.used.get() - 1);
         self.pool.endpoint.ended();
         if let Some(transport) = self.transport.take() {

@@ -194,6 +194,7 @@ impl Shared {
 impl SharedLease {
     pub(super) fn new(pool: &Rc<Pool>, shared: Rc<Shared>) -> SharedLease {
         shared.count(pool.cells(), Some(ConnState::Active));
+        pool.cells().leases.add(1);
         shared.live.set(shared.live.get() + 1);
         pool.endpoint.began();
         SharedLease { pool: pool.clone(), shared }
@@ -206,6 +207,21 @@ impl SharedLease {
     pub(super) fn shared(&self) -> &Shared {
         &self.shared
     }
+
+    /// It stays out for a while though its stream is over, on purpose.
+    pub(super) fn linger(&self) -> Lingers {
+        self.pool.cells().lingering.add(1);
+        Lingers(self.pool.clone())
+    }
+}
+
+/// The time in which a lease outlives its stream on purpose.
+pub(super) struct Lingers(Rc<Pool>);
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        self.0.cells().lingering.sub(1);
+    }
 }
 
 impl Drop for SharedLease {
@@ -213,6 +229,7 @@ impl Drop for SharedLease {
         let live = self.shared.live.get() - 1;
         self.shared.live.set(live);
         self.pool.endpoint.ended();
+        self.pool.cells().leases.sub(1);
         if live == 0 {
             if self.pool.shared.borrow().iter().any(|s| Rc::ptr_eq(s, &self.shared)) {
                 self.shared.idle_since.set(self.pool.clock.now());

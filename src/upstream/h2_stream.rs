@@ -19,7 +19,7 @@ use http_body::Body as _;
 use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::upstream::download::Data;
-use crate::upstream::h2::SharedLease;
+use crate::upstream::h2::{Lingers, SharedLease};
 use crate::upstream::send::Unanswered;
 use crate::upstream::upload::Upload;
 
@@ -196,6 +196,11 @@ impl Body {
     /// Whether the last byte was read; the frame that ends the stream may still be on its way.
     pub(super) fn over(&self) -> bool {
         self.lease.is_none() || self.left == Some(0)
+    }
+
+    /// It stays out for a while though its stream is over, on purpose; `None` if it is ended.
+    pub(super) fn linger(&self) -> Option<Lingers> {
+        self.lease.as_ref().map(SharedLease::linger)
     }
 
     /// Whether the stream's end was seen.

@@ -22,6 +22,7 @@ pub mod h1_send;
 pub mod h2;
 pub mod h2_stream;
 pub mod health;
+pub mod leaks;
 pub mod pool;
 pub mod resolve;
 pub mod retry;
@@ -154,6 +155,11 @@ impl Upstream {
     pub fn retire(&self, next: Option<&Upstream>) {
         let kept = |pool| next.is_some_and(|next| next.pools.iter().any(|p| Rc::ptr_eq(p, pool)));
         self.pools.iter().filter(|pool| !kept(pool)).for_each(Pool::retire);
+    }
+
+    /// Where its metrics are.
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
     }
 
     fn cells(&self) -> &UpstreamCells {

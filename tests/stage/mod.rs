@@ -94,7 +94,7 @@ pub struct Gateway {
     text: Arc<Mutex<String>>,
     reload: mpsc::Sender<reload::Wish>,
     stop: Option<watch::Sender<u32>>,
-    thread: Option<std::thread::JoinHandle<Result<(), server::StartError>>>,
+    thread: Option<std::thread::JoinHandle<Result<server::Ended, server::StartError>>>,
 }
 
 impl Stage {
@@ -208,7 +208,8 @@ impl Gateway {
     pub async fn ended(mut self) {
         let thread = self.thread.take().expect("running");
         let ended = soon(tokio::task::spawn_blocking(move || thread.join())).await;
-        ended.expect("joined").expect("no panic").expect("a clean end");
+        let ended = ended.expect("joined").expect("no panic").expect("a clean end");
+        assert_eq!(ended.leaks, 0, "upstream connections that were never given back");
     }
 }
 
@@ -219,7 +220,8 @@ impl Drop for Gateway {
         self.stop();
         let ended = thread.join();
         if !std::thread::panicking() {
-            ended.expect("the gateway's thread did not panic").expect("a clean end");
+            let ended = ended.expect("the gateway's thread did not panic").expect("a clean end");
+            assert_eq!(ended.leaks, 0, "upstream connections that were never given back");
         }
     }
 }
