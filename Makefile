@@ -4,7 +4,7 @@ CARGO ?= cargo
 
 # Run once with the HTTP/1.1 relay and once with every response left to the HTTP library.
 BOTH_WAYS = --test streams --test faults --test pass --test refusals --test life --test plain --test config_effects \
-	--test overload --test reload --test admission
+	--test overload --test reload --test admission --test usage
 
 .PHONY: help run test check build many overload clients real-upstream load load-wrk load-oha peers compare price flood bench clean
 

@@ -98,6 +98,10 @@ pub const UPSTREAMS: usize = 256;
 pub const ROUTES: usize = 1024;
 /// Upstreams of one route.
 pub const ROUTE_UPSTREAMS: usize = 8;
+/// Most pairs of a tenant and a model whose tokens are counted apart in the life of a process, over all
+/// its reloads; the tokens of further ones are counted together. A pair costs seven series, and 56
+/// bytes on each worker.
+pub const USAGE_PAIRS: usize = 4096;
 /// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
 /// 500 bytes each this bounds the queue to 4 MiB.
 pub const LOG_LINES: usize = 8192;

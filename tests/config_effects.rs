@@ -663,6 +663,29 @@ effects! {
             assert_eq!(client.ask("POST", CHAT, &fields[..1], body.clone()).await.status, status, "{lines}");
         }
     }
+    "route.usage" route_usage {
+        for (usage, counted) in [("off", 0.0), ("count", 32.0)] {
+            let setup = Setup { route: format!("usage = \"{usage}\""), ..Setup::default() };
+            let stage = Stage::start(setup).await;
+            stage.client(Http::H1).await.ask("POST", CHAT, &[], "{\"model\":\"m\"}").await;
+            let metrics = stage.until("it is over", |m| m.ended("completed") == 1.0).await;
+            assert_eq!(metrics.sum("tidegate_tokens_total{"), counted, "{usage}");
+        }
+    }
+    "usage.models" usage_models {
+        let more = "[usage]\nmodels = [\"m\"]".to_owned();
+        let route = "usage = \"count\"".to_owned();
+        let stage = Stage::start(Setup { more, route, ..Setup::default() }).await;
+        for model in ["m", "n"] {
+            let body = format!("{{\"model\":\"{model}\"}}");
+            stage.client(Http::H1).await.ask("POST", CHAT, &[], body).await;
+        }
+        let metrics = stage.until("both are over", |m| m.ended("completed") == 2.0).await;
+        for model in ["m", "*"] {
+            let series = format!("tidegate_tokens_total{{tenant=\"\",model=\"{model}\",kind=\"output\"}}");
+            assert_eq!(metrics.get(&series), 20.0, "{model}");
+        }
+    }
     "upstream.name" name {
         let text = format!("{LISTEN}[[upstream]]\nname = \"zebra\"\nurls = [\"http://127.0.0.1:9\"]\n");
         let gateway = Gateway::start(&text, None).await;

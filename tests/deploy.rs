@@ -148,6 +148,7 @@ fn promtool_accepts_the_metrics() {
         listeners: vec!["127.0.0.1:8080".into(), "[::1]:8443".into()],
         upstreams: vec!["main".into(), "a \"quoted\" \\ name".into()],
         routes: vec![("/v1/{*rest}".into(), 0), ("/v2/{*rest}".into(), 1)],
+        ..Shape::default()
     };
     let workers: Vec<_> = (0..3).map(|_| Arc::new(Cells::new(&shape))).collect();
     for cells in &workers {

@@ -52,8 +52,9 @@ fn gateway(sha256: &str, clock: &Clock, wheel: &Wheel) -> std::rc::Rc<Gateway> {
         listeners: vec!["l".into()],
         upstreams: vec!["main".into()],
         routes: vec![("/v1/{*rest}".into(), 0)],
+        ..Shape::default()
     };
-    let slots = Slots { upstreams: vec![0], routes: vec![vec![0]] };
+    let slots = Slots { upstreams: vec![0], routes: vec![vec![0]], ..Slots::default() };
     let shared = Shared {
         admission: Arc::new(Admission::new(&terms::sizes(&config.limits))),
         terms: Arc::new(Terms::new(config, vec![tls], slots, None, clock.now())),

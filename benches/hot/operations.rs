@@ -32,6 +32,7 @@ use tidegate::wire::guard::Guard;
 use tidegate::wire::head;
 use tidegate::wire::scan::Scanner;
 use tidegate::wire::sse::{self, Tracker};
+use tidegate::wire::usage::UsageScan;
 use tidegate::wire::wheel::{Tick, Timer, Wheel};
 
 use crate::admission;
@@ -71,6 +72,7 @@ pub(crate) const ALL: &[Operation] = &[
     of("framing tracker, one event of 240 bytes", 1000, tracker_event),
     of("framing tracker, the same byte by byte", 100, tracker_bytes),
     of("framing tracker, 64 KiB of 273 events", 10, tracker_piece),
+    of("usage scan, one event of 240 bytes", 1000, usage_scan),
     of("chunk decoder, one chunk of 240 bytes", 1000, decoder),
     of("wheel, store a later deadline", 1000, wheel_store),
     of("wheel, file and drop a timer", 1000, wheel_file),
@@ -130,6 +132,11 @@ fn tracker_piece() -> Repeat {
     })
 }
 
+fn usage_scan() -> Repeat {
+    let (event, mut scan) = (event(), UsageScan::default());
+    repeat(move || black_box(&mut scan).feed(black_box(event.as_bytes())))
+}
+
 fn decoder() -> Repeat {
     let (chunk, mut decoder) = (format!("f0\r\n{}\r\n", event()), Decoder::new());
     repeat(move || {
@@ -187,6 +194,7 @@ fn cells() -> Cells {
         listeners: vec!["l".into()],
         upstreams: vec!["u".into()],
         routes: vec![("r".into(), 0)],
+        ..Shape::default()
     };
     Cells::new(&shape)
 }
@@ -380,8 +388,11 @@ fn response_head() -> Repeat {
 
 fn route() -> Repeat {
     let config = config::parse(&twelve_routes(), "bench.toml").expect("a good configuration");
-    let slots =
-        Slots { upstreams: (0..12).collect(), routes: (0..12).map(|slot| vec![slot]).collect() };
+    let slots = Slots {
+        upstreams: (0..12).collect(),
+        routes: (0..12).map(|slot| vec![slot]).collect(),
+        ..Slots::default()
+    };
     let routes = Routes::new(plan::routes(&config.config, &slots));
     repeat(move || {
         let found = routes.find(black_box("/v1/chat/completions"));

@@ -15,6 +15,8 @@ pub struct Tenant {
     pub name: Box<str>,
     /// Tells it from others where requests queue; 0 is nobody's.
     pub id: u32,
+    /// Its place in the configuration, from 1.
+    pub place: usize,
     /// Its share where requests queue.
     pub weight: u32,
     /// Its class where requests queue.

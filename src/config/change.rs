@@ -54,6 +54,7 @@ impl Config {
             ("[limits]", self.limits != before.limits),
             ("[cors]", self.cors != before.cors),
             ("[log]", self.log != before.log),
+            ("[usage]", self.usage != before.usage),
         ] {
             if differs {
                 said.push(section.to_owned());

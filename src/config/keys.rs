@@ -37,6 +37,7 @@ const KEYS: &[&str] = &[
     "cors.origins",
     "cors.max_age",
     "log.level",
+    "usage.models",
     "tenant.name",
     "tenant.key.sha256",
     "tenant.key.expires",
@@ -101,6 +102,7 @@ const KEYS: &[&str] = &[
     "route.timeout",
     "route.repeatable",
     "route.body_buffer",
+    "route.usage",
     "route.resume",
 ];
 
@@ -145,7 +147,10 @@ mod tests {
     fn children_are_direct_and_unique() {
         assert_eq!(
             children(""),
-            ["server", "admin", "stream", "limits", "cors", "log", "tenant", "upstream", "route"]
+            [
+                "server", "admin", "stream", "limits", "cors", "log", "usage", "tenant",
+                "upstream", "route"
+            ]
         );
         assert_eq!(children("server.tls"), ["cert", "key", "client_ca"]);
         assert_eq!(children("limits").iter().filter(|name| **name == "per_ip").count(), 1);

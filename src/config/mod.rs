@@ -34,6 +34,7 @@ mod tests;
 mod units;
 mod upstream;
 mod url;
+mod usage;
 mod values;
 
 pub use cors::Cors;
@@ -44,12 +45,13 @@ pub use limits::{Limits, PerIp};
 pub use log::{Level, Log};
 pub use pool::PoolRule;
 pub use resilience::{Balance, BreakerRule, HealthRule, RetryRule, Statuses, Sticky};
-pub use route::{Auth, Family, HeartbeatStyle, Route};
+pub use route::{Auth, Family, HeartbeatStyle, Route, UsageRule};
 pub use server::{Admin, Server, Tls};
 pub use stream::Stream;
 pub use tenant::{Key, Priority, Tenant};
 pub use upstream::{HttpVersion, Upstream};
 pub use url::{Scheme, Url};
+pub use usage::Usage;
 
 use read::{Env, Reading};
 
@@ -71,6 +73,8 @@ pub struct Config {
     pub cors: Cors,
     /// The log.
     pub log: Log,
+    /// What is counted of usage.
+    pub usage: Usage,
     /// Who may use routes that ask for a key.
     pub tenants: Vec<Tenant>,
     /// The upstreams, at least one.
@@ -137,6 +141,7 @@ pub fn for_upstream(url: &str) -> Result<Loaded, Faults> {
         limits: Limits::default(),
         cors: Cors::default(),
         log: Log::default(),
+        usage: Usage::default(),
         tenants: Vec::new(),
         routes: route::for_url(&url),
         upstreams: vec![Upstream::new("main", url)],
@@ -156,13 +161,15 @@ fn parse_with(text: &str, file_name: &str, env: Env<'_>) -> Result<Loaded, Fault
     let stream = stream::read(&mut r, &root);
     let limits = limits::read(&mut r, &root);
     let (cors, log) = (cors::read(&mut r, &root), log::read(&mut r, &root));
+    let usage = usage::read(&mut r, &root);
     let tenants = tenant::read(&mut r, &root);
     let upstreams = upstream::read(&mut r, &root);
     let routes = route::read(&mut r, &root, &upstreams, &tenants);
     if !r.faults.is_empty() {
         return Err(in_order(r.faults));
     }
-    let config = Config { server, admin, stream, limits, cors, log, tenants, upstreams, routes };
+    let config =
+        Config { server, admin, stream, limits, cors, log, usage, tenants, upstreams, routes };
     let advice = config.advice().into_iter().map(|notice| {
         let line = r.place(&notice.key).line;
         Notice { line, ..notice }

@@ -48,6 +48,8 @@ pub struct Route {
     pub repeatable: bool,
     /// How much of a request body is collected before it is sent on, where that is needed, bytes.
     pub body_buffer: u64,
+    /// What is done about the tokens that its answers take.
+    pub usage: UsageRule,
     /// True if streams survive their client and can be taken up again.
     pub resume: bool,
 }
@@ -63,6 +65,28 @@ pub enum Auth {
 
 impl Auth {
     const ALL: [(&'static str, Auth); 2] = [("none", Auth::None), ("key", Auth::Key)];
+}
+
+/// Whether the usage that answers tell of is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UsageRule {
+    /// Nobody looks for it.
+    Off,
+    /// It is counted where the upstream tells it.
+    Count,
+}
+
+impl UsageRule {
+    const ALL: [(&'static str, UsageRule); 2] =
+        [("off", UsageRule::Off), ("count", UsageRule::Count)];
+
+    /// Without a word about it: counted where it is known whose it is.
+    fn of(auth: Auth) -> UsageRule {
+        match auth {
+            Auth::Key => UsageRule::Count,
+            Auth::None => UsageRule::Off,
+        }
+    }
 }
 
 /// Whose API a route speaks: what marks the end of a stream, and how errors look.
@@ -160,6 +184,7 @@ impl Route {
             timeout: None,
             repeatable: false,
             body_buffer: 1 << 20,
+            usage: UsageRule::Off,
             resume: false,
         }
     }
@@ -191,7 +216,7 @@ pub(super) fn read(
             let nowhere = r.place("route");
             r.fault(&nowhere, "there is none; with several upstreams, write a [[route]] for each");
         }
-        return vec![Route { auth, ..Route::new(DEFAULT_PATH, 0) }];
+        return vec![Route { auth, usage: UsageRule::of(auth), ..Route::new(DEFAULT_PATH, 0) }];
     }
     if sections.len() > ROUTES {
         let place = r.place("route");
@@ -202,6 +227,8 @@ pub(super) fn read(
     for section in sections.iter().take(ROUTES) {
         let mut route = read_one(r, section, upstreams, &mut router, routes.len());
         route.auth = r.choice(section, "auth", &Auth::ALL, auth);
+        let usage = UsageRule::of(route.auth);
+        route.usage = r.choice(section, "usage", &UsageRule::ALL, usage);
         route.tenants = read_tenants(r, section, tenants, route.auth);
         if route.auth == Auth::Key && tenants.is_empty() {
             let place = section.place.below("auth");

@@ -11,6 +11,7 @@ use toml::value::Datetime;
 
 use super::read::{Place, Reading, Section, found};
 use super::units::quoted;
+use super::usage::MODEL_BYTES;
 
 /// One tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,7 +210,7 @@ fn epoch_seconds(read: &Datetime) -> Option<u64> {
 fn read_tokens(r: &mut Reading<'_>, s: &Section<'_>) -> BTreeMap<String, u32> {
     let mut models = BTreeMap::new();
     for (place, model, tokens) in r.numbers(s, "tokens_per_minute", MODELS, TOKENS) {
-        if model.is_empty() || model.len() > 256 {
+        if model.is_empty() || model.len() > MODEL_BYTES {
             r.fault(&place, "is not the name of a model; write one, or \"*\" for all others");
         }
         models.insert(model, u32::try_from(tokens).unwrap_or(u32::MAX));

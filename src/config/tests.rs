@@ -121,6 +121,8 @@ origins = ["https://App.example", "*"]
 max_age = "1m"
 [log]
 level = "debug"
+[usage]
+models = ["gpt-4.1", "o9", "gpt-4.1"]
 [[tenant]]
 name = "team"
 disabled = true
@@ -182,6 +184,7 @@ tenants = ["team"]
 timeout = "22s"
 repeatable = true
 body_buffer = "23KiB"
+usage = "off"
 resume = true
 "#;
 
@@ -332,6 +335,7 @@ fn everything(files: &Files) -> Config {
             max_age: Duration::from_secs(60),
         },
         log: Log { level: Level::Debug },
+        usage: Usage { models: vec!["gpt-4.1".to_owned(), "o9".to_owned()] },
         tenants: vec![tenant()],
         upstreams: vec![first, second],
         routes: vec![messages()],
@@ -353,6 +357,7 @@ fn messages() -> Route {
         timeout: Some(Duration::from_secs(22)),
         repeatable: true,
         body_buffer: 23 << 10,
+        usage: UsageRule::Off,
         resume: true,
     }
 }
@@ -379,6 +384,7 @@ fn the_least_configuration_has_the_defaults() {
     assert_eq!(all.stream, Stream::default());
     assert_eq!(all.limits, Limits::default());
     assert_eq!((all.cors, all.log), (Cors::default(), Log::default()));
+    assert_eq!(all.usage, Usage::default());
     assert_eq!(all.tenants, []);
     assert_eq!(all.upstreams, [Upstream::new("main", url::parse("https://h").unwrap())]);
     assert_eq!(all.routes, [Route::new("/v1/{*rest}", 0)]);
@@ -422,6 +428,8 @@ origins = []
 max_age = "10m"
 [log]
 level = "info"
+[usage]
+models = []
 [[upstream]]
 name = "main"
 urls = ["https://h"]
@@ -448,6 +456,7 @@ auth = "none"
 tenants = []
 timeout = "off"
 body_buffer = "1MiB"
+usage = "off"
 resume = false
 "#;
     assert_eq!(config(stated), config(&with("")));
@@ -479,7 +488,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 96);
+    assert_eq!(keys().len(), 98);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -600,6 +609,29 @@ fn faults_of_stream_and_limits() {
         assert_eq!(own.line, Some(2), "{line}");
         assert!(own.text.contains(part), "{line}: {}", own.text);
     }
+}
+
+#[test]
+fn faults_of_usage() {
+    for (line, key, part) in [
+        ("models = \"m\"", "models", "put it in brackets"),
+        ("models = [\"m\", \"\"]", "models[1]", "not the name of a model"),
+        ("models = [\"*\"]", "models[0]", "count as \"*\""),
+        ("model = []", "model", "nearest valid key: models"),
+    ] {
+        one_fault(&with(&format!("[usage]\n{line}")), 2, &format!("usage.{key}"), part);
+    }
+}
+
+#[test]
+fn usage_is_counted_where_it_is_known_whose_it_is() {
+    let key =
+        format!("[[tenant]]\nname = \"a\"\n[[tenant.key]]\nsha256 = \"{}\"\n", "0".repeat(64));
+    let rules = |text: &str| config(text).routes.iter().map(|r| r.usage).collect::<Vec<_>>();
+    assert_eq!(rules(&with("")), [UsageRule::Off]);
+    assert_eq!(rules(&with(&key)), [UsageRule::Count]);
+    let open = "[[route]]\nauth = \"none\"\n[[route]]\npath = \"/b\"\nauth = \"none\"\nusage = \"count\"\n";
+    assert_eq!(rules(&with(&format!("{key}{open}"))), [UsageRule::Off, UsageRule::Count]);
 }
 
 #[test]
@@ -733,6 +765,7 @@ fn faults_of_routes() {
         ("family = \"claude\"", "family", "not one of auto, openai, responses, anthropic, plain"),
         ("family = \"open-ai\"", "family", "did you mean \"openai\"?"),
         ("heartbeat_style = \"comments\"", "heartbeat_style", "did you mean \"comment\"?"),
+        ("usage = \"on\"", "usage", "not one of off, count"),
         ("resume = \"yes\"", "resume", "true or false without quotes, found a string"),
         ("pth = \"/\"", "pth", "nearest valid key: path"),
     ] {

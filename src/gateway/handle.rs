@@ -17,7 +17,7 @@ use crate::error::{Failure, Kind, Limit};
 use crate::gateway::forward::{Forward, Traveller, sticky_key};
 use crate::gateway::plan::Plan;
 use crate::gateway::route::Route;
-use crate::gateway::{Gateway, admit, auth, check, reply};
+use crate::gateway::{Gateway, admit, auth, check, reply, usage};
 use crate::limits;
 use crate::stream::body::ClientBody;
 use crate::stream::control::Control;
@@ -126,16 +126,14 @@ async fn proxy(
     if let Err(failure) = admit::reserve(life.held(), &identity, &upload_state, after_body) {
         return Err(failed(&mut life, family, refused(failure)));
     }
-    life.counts_tokens();
-    head.headers.insert(TRACEPARENT, traceparent);
-    if !head.headers.get(X_REQUEST_ID).is_some_and(head::request_id_ok) {
-        head.headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
-    }
+    let slots = usage::slots(plan, &identity);
+    usage::begin(&mut life, slots, route, family, &head, &upload_state);
+    mark(&mut head.headers, id, traceparent);
     let bodiless = head.method == Method::HEAD;
     let deadline = admit::deadline(route, &head.headers, life.started());
     let bounds = Bounds { deadline, ..bounds(gateway, route, family) };
     let outgoing = Box::new(Outgoing {
-        identity: may_stream(&head.headers, &upload_state),
+        identity: life.usage().is_some() || may_stream(&head.headers, &upload_state),
         method: head.method,
         uri: head.uri,
         literal_prefix: route.literal_prefix.clone(),
@@ -150,6 +148,7 @@ async fn proxy(
 
     let exchange = Exchange { gateway, plan, control, route, family, client, bodiless };
     let headed = exchange.await_head(sending, &upload_state, &life).await;
+    usage::model(&mut life, slots, &upload_state);
     upload_state.forget();
     match headed {
         Ok(Head::Answered(answer)) => exchange.relay(answer, life).await,
@@ -247,7 +246,10 @@ impl Exchange<'_> {
         let request_id = head.headers.get(X_REQUEST_ID).and_then(|v| v.to_str().ok());
         life.answered(head.status.as_u16(), request_id);
         if head.status.is_client_error() || head.status.is_server_error() {
-            life.held().cancel();
+            life.nothing_used();
+        }
+        if let Some(usage) = life.usage().filter(|_| head::is_encoded(&head.headers)) {
+            usage.unreadable();
         }
         let commit_at = self.commit_at(&life);
         let bodiless = self.bodiless || head::is_bodiless(head.status);
@@ -353,6 +355,14 @@ fn may_stream(headers: &HeaderMap, upload: &UploadState) -> bool {
 fn request_id(headers: &HeaderMap) -> String {
     let own = headers.get(X_REQUEST_ID).filter(|id| head::request_id_ok(id));
     own.and_then(|id| id.to_str().ok()).map_or_else(trace::new_request_id, str::to_owned)
+}
+
+/// Names the request to the upstream.
+fn mark(headers: &mut HeaderMap, id: &str, traceparent: HeaderValue) {
+    headers.insert(TRACEPARENT, traceparent);
+    if !headers.get(X_REQUEST_ID).is_some_and(head::request_id_ok) {
+        headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).expect("visible ASCII"));
+    }
 }
 
 /// The client's trace context passed on untouched if valid, else a new one; and its trace id.

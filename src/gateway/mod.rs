@@ -1,7 +1,8 @@
 //! What happens to one request, from its head to the body of its answer.
 //!
-//! [`handle`] is the whole way on one screen; [`check`], [`route`], [`auth`], [`admit`], [`forward`]
-//! and [`reply`] are its steps, [`plan`] what the configuration means to it. One [`Gateway`] per worker.
+//! [`handle`] is the whole way on one screen; [`check`], [`route`], [`auth`], [`admit`], [`usage`],
+//! [`forward`] and [`reply`] are its steps, [`plan`] what the configuration means to it. One [`Gateway`]
+//! per worker.
 
 pub mod admit;
 pub mod auth;
@@ -13,6 +14,7 @@ pub mod plan;
 pub mod reply;
 pub mod route;
 pub mod terms;
+pub mod usage;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -98,6 +98,7 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
         timeout: route.timeout,
         repeatable: route.repeatable,
         body_buffer: usize::try_from(route.body_buffer).unwrap_or(usize::MAX),
+        usage: route.usage,
         literal_prefix: route.literal_prefix.as_str().into(),
         place: Rc::new(Place {
             route: route.path.clone(),

@@ -39,6 +39,8 @@ pub struct Route {
     pub repeatable: bool,
     /// How much of a body is collected where that is needed, bytes.
     pub body_buffer: usize,
+    /// Whether the tokens of its answers are counted.
+    pub usage: config::UsageRule,
     /// See [`config::Route`].
     pub literal_prefix: Rc<str>,
     /// What its streams go by: names, places in the metrics, limits and habits.

@@ -64,11 +64,12 @@ impl Terms {
         let mut keys = HashMap::new();
         // Ids stay with names; a new name gets one that nobody had, since who had it may be queued.
         let mut next_id = before.map_or(1, |terms| terms.next_id);
-        for configured in &config.tenants {
+        for (place, configured) in (1..).zip(&config.tenants) {
             let known = before.and_then(|terms| terms.tenants.get(&configured.name));
             let id = known.map_or(next_id, |known| known.id);
             next_id = next_id.max(id.saturating_add(1));
-            let tenant = Arc::new(tenant(configured, id, known.map(|known| &**known), now));
+            let known = known.map(|known| &**known);
+            let tenant = Arc::new(tenant(configured, (id, place), known, now));
             for key in &configured.keys {
                 let disabled = key.disabled || configured.disabled;
                 let (tenant, expires) = (tenant.clone(), key.expires);
@@ -150,7 +151,12 @@ pub fn sizes(limits: &config::Limits) -> Sizes {
     }
 }
 
-fn tenant(configured: &config::Tenant, id: u32, known: Option<&Tenant>, now: Moment) -> Tenant {
+fn tenant(
+    configured: &config::Tenant,
+    (id, place): (u32, usize),
+    known: Option<&Tenant>,
+    now: Moment,
+) -> Tenant {
     let streams =
         configured.streams.map(|max| match known.and_then(|known| known.streams.as_ref()) {
             Some(streams) => {
@@ -181,6 +187,7 @@ fn tenant(configured: &config::Tenant, id: u32, known: Option<&Tenant>, now: Mom
     Tenant {
         name: configured.name.as_str().into(),
         id,
+        place,
         weight: configured.weight,
         class: match configured.priority {
             Priority::Interactive => Class::Interactive,

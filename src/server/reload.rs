@@ -43,14 +43,22 @@ pub struct Orders {
     pub tls: Option<Arc<ServerConfig>>,
 }
 
-/// The slots of `config`'s upstreams and routes.
+/// The slots of `config`'s upstreams, routes and tenants.
 ///
 /// # Errors
 /// There are not as many left.
 pub(super) fn slots(metrics: &Metrics, config: &Config) -> Result<Slots, slots::Full> {
     let upstreams: Vec<_> = config.upstreams.iter().map(|up| up.name.as_str()).collect();
     let routes: Vec<_> = config.routes.iter().map(|r| (r.path.as_str(), &*r.upstreams)).collect();
-    metrics.join(&upstreams, &routes)
+    let mut slots = metrics.join(&upstreams, &routes)?;
+    let models = || config.usage.models.iter().map(String::as_str);
+    let nobody = std::iter::once(("", models().collect()));
+    let tenants = config.tenants.iter().map(|tenant| {
+        let limited = tenant.tokens_per_minute.keys().map(String::as_str);
+        (tenant.name.as_str(), models().chain(limited.filter(|model| *model != "*")).collect())
+    });
+    slots.usage = metrics.join_usage(nobody.chain(tenants));
+    Ok(slots)
 }
 
 /// SIGHUP, if it is to be listened for: an embedder, or a program that has nothing to read again,

@@ -221,6 +221,11 @@ impl Control {
         self.attempts.set(u8::try_from(n).unwrap_or(u8::MAX));
     }
 
+    /// Whether the upstream may have seen the request.
+    pub fn was_sent(&self) -> bool {
+        self.attempts.get() > 0
+    }
+
     /// How often the request was sent, 1 if it never was.
     pub fn attempts(&self) -> u32 {
         self.attempts.get().max(1).into()

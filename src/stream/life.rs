@@ -15,10 +15,10 @@ use crate::error::Kind;
 use crate::stream::control::Control;
 use crate::stream::ground::{Ground, Rules};
 use crate::stream::meter::Meter;
+use crate::stream::usage::Usage;
 use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
-use crate::wire::usage::UsageScan;
 use crate::wire::wheel::Tick;
 
 /// A route, and where its requests may go: what a stream's log line, `/streams` and metrics tell.
@@ -123,8 +123,8 @@ struct Notes {
     /// All zeros: none. Bytes, since a `u128` is aligned to 16.
     trace_id: [u8; 16],
     upstream_request_id: Option<Box<str>>,
-    /// Where the tokens of the answer are counted, if they are.
-    usage: Option<Box<UsageScan>>,
+    /// What the answer took, if anybody wants to know.
+    usage: Option<Box<Usage>>,
     /// What the request has taken.
     held: Held,
     /// The request's body, until it has wholly gone on.
@@ -203,15 +203,20 @@ impl Life {
         &self.notes.held
     }
 
-    /// Whether tokens were reserved for it is decided: if so, those of the answer are counted.
-    pub fn counts_tokens(&mut self) {
-        self.notes.usage = self.notes.held.counts_tokens().then(Box::default);
+    /// What its answer takes is to be read.
+    pub fn uses(&mut self, usage: Usage) {
+        self.notes.usage = Some(Box::new(usage));
+    }
+
+    /// What its answer takes, if that is read.
+    pub fn usage(&mut self) -> Option<&mut Usage> {
+        self.notes.usage.as_deref_mut()
     }
 
     /// The upstream's answer went on with `bytes`.
     pub fn reads(&mut self, bytes: &[u8]) {
-        if let Some(usage) = &mut self.notes.usage {
-            usage.feed(bytes);
+        if let Some(usage) = self.usage() {
+            usage.reads(bytes);
         }
     }
 
@@ -219,7 +224,15 @@ impl Life {
     pub fn failed(&mut self, kind: Kind) {
         self.end(reason_of(kind));
         if kind.never_sent() || matches!(kind, Kind::Limited(_) | Kind::UpstreamStatus(_)) {
-            self.notes.held.cancel();
+            self.nothing_used();
+        }
+    }
+
+    /// No model has worked on it: what was reserved for it comes back.
+    pub fn nothing_used(&mut self) {
+        self.notes.held.cancel();
+        if let Some(usage) = self.usage() {
+            usage.nothing_used();
         }
     }
 
@@ -326,8 +339,9 @@ impl Drop for Life {
         if let Some(upload) = &self.notes.upload {
             self.count_upload(upload);
         }
-        if let Some(tokens) = self.notes.usage.as_ref().and_then(|usage| usage.total()) {
-            self.notes.held.settle(tokens, self.ground.clock.now());
+        if let Some(usage) = &self.notes.usage {
+            let sent = self.row.control.was_sent();
+            usage.settle(&self.notes.held, cells, reason, sent, self.ground.clock.now());
         }
         let trace_id = u128::from_be_bytes(self.notes.trace_id);
         log::stream_end(&StreamEnd {

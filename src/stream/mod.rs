@@ -7,7 +7,7 @@
 //! response uncleanly without losing what was written. [`deadline`] tells when a limit or a heartbeat
 //! is due. [`life`] is a request's record, from
 //! admission to its one log line. [`shape`] writes error bodies and events; [`queue`] holds what
-//! waits; [`ground`] is what all streams of a worker share.
+//! waits; [`usage`] reads what an answer took; [`ground`] is what all streams of a worker share.
 //!
 //! Invariant: what the client receives is what the upstream sent, in order, and heartbeats
 //! between events; or an explicit error and an unclean end.
@@ -24,3 +24,4 @@ pub mod queue;
 pub mod relay;
 pub mod shape;
 pub mod source;
+pub mod usage;

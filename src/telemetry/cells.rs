@@ -16,7 +16,7 @@ use crate::limits;
 
 pub use super::labels::{
     BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
-    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 
 /// What is or was configured: the label values that are not closed lists. The positions in these
@@ -29,6 +29,8 @@ pub struct Shape {
     pub upstreams: Vec<String>,
     /// Path of each route, and the index of its upstream.
     pub routes: Vec<(String, usize)>,
+    /// Tenant and model of what is counted by tokens: [`super::slots`] says how they are named.
+    pub usage: Vec<(Box<str>, Box<str>)>,
 }
 
 /// A number that only rises. Single writer.
@@ -274,6 +276,39 @@ impl UpstreamCells {
     }
 }
 
+/// What one tenant used of one model.
+#[derive(Debug, Default)]
+pub struct UsageCells {
+    tokens: [Counter; TokenKind::COUNT],
+    unknown: [Counter; UsageUnknown::COUNT],
+}
+
+impl UsageCells {
+    /// Tokens that upstreams told of.
+    pub fn tokens(&self, kind: TokenKind) -> &Counter {
+        &self.tokens[kind.index()]
+    }
+
+    /// Answers of which nobody knows what they took.
+    pub fn unknown(&self, why: UsageUnknown) -> &Counter {
+        &self.unknown[why.index()]
+    }
+}
+
+/// The cells of usage are made so many at a time: a pointer for each would be most of them.
+const USAGE_BLOCK: usize = 64;
+
+/// One block of them.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct UsageBlock([UsageCells; USAGE_BLOCK]);
+
+impl UsageBlock {
+    fn new() -> UsageBlock {
+        UsageBlock(std::array::from_fn(|_| UsageCells::default()))
+    }
+}
+
 /// Everything one worker counts. Shared as `Arc<Cells>`; only its worker writes.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -282,6 +317,7 @@ pub struct Cells {
     pub listeners: Vec<ListenerCells>,
     pub(super) routes: Table<RouteCells>,
     pub(super) upstreams: Table<UpstreamCells>,
+    pub(super) usage: Table<UsageBlock>,
     /// Heartbeats written.
     pub heartbeats: Counter,
     /// Bytes held for lagging clients now.
@@ -307,6 +343,7 @@ impl Cells {
             listeners: shape.listeners.iter().map(|_| ListenerCells::default()).collect(),
             routes: Table::new(limits::ROUTES),
             upstreams: Table::new(limits::UPSTREAMS),
+            usage: Table::new(limits::USAGE_PAIRS.div_ceil(USAGE_BLOCK)),
             heartbeats: Counter::default(),
             backlog_bytes: Gauge::default(),
             stalled_streams: Gauge::default(),
@@ -323,11 +360,12 @@ impl Cells {
     }
 
     /// Adds cells, at zero, for what is in `shape` and has none yet. Any thread may do this, at any
-    /// time; panics beyond [`limits::ROUTES`] and [`limits::UPSTREAMS`], which [`Shape::join`]
-    /// refuses.
+    /// time; panics beyond [`limits::ROUTES`], [`limits::UPSTREAMS`] and [`limits::USAGE_PAIRS`], to
+    /// which [`Shape::join`] and [`Shape::join_usage`] keep.
     pub fn grow(&self, shape: &Shape) {
         self.routes.grow(shape.routes.len(), RouteCells::new);
         self.upstreams.grow(shape.upstreams.len(), UpstreamCells::new);
+        self.usage.grow(shape.usage.len().div_ceil(USAGE_BLOCK), UsageBlock::new);
     }
 
     /// Client connections of a listener, an index into [`Shape::listeners`] (panics beyond it, as
@@ -349,6 +387,12 @@ impl Cells {
     /// An upstream's cells, by its slot: an index into [`Shape::upstreams`].
     pub fn upstream(&self, upstream: usize) -> &UpstreamCells {
         self.upstreams.get(upstream)
+    }
+
+    /// What a tenant used of a model, by its slot: an index into [`Shape::usage`].
+    pub fn usage(&self, slot: u16) -> &UsageCells {
+        let slot = usize::from(slot);
+        &self.usage.get(slot / USAGE_BLOCK).0[slot % USAGE_BLOCK]
     }
 
     /// Body bytes that went this way on this side.
@@ -381,6 +425,7 @@ mod tests {
             listeners: vec!["127.0.0.1:8080".into()],
             upstreams: (0..n).map(|i| format!("u{i}")).collect(),
             routes: (0..n).map(|i| (format!("/v{i}/{{*rest}}"), i)).collect(),
+            usage: (0..n).map(|i| (format!("t{i}").into(), "*".into())).collect(),
         }
     }
 

@@ -135,6 +135,32 @@ closed_list! {
 }
 
 closed_list! {
+    /// Which tokens an upstream told of.
+    TokenKind {
+        /// Those of the request.
+        Input = "input",
+        /// Those of the answer.
+        Output = "output",
+        /// Both together, where only their sum was told.
+        Unsplit = "unsplit",
+    }
+}
+
+closed_list! {
+    /// Why nobody knows what a request has used.
+    UsageUnknown {
+        /// The client left before it was told.
+        ClientLeft = "client_left",
+        /// The answer failed or was cut before it was told.
+        Failed = "failed",
+        /// The answer is complete and does not tell.
+        NotSent = "not_sent",
+        /// The answer is encoded, and was not read.
+        NotRead = "not_read",
+    }
+}
+
+closed_list! {
     /// Outcome of opening one upstream connection.
     ConnectResult {
         /// Connected, TLS handshake included.
@@ -325,6 +351,8 @@ mod tests {
             BreakerState::LABELS,
             ResumeResult::LABELS,
             ReloadResult::LABELS,
+            TokenKind::LABELS,
+            UsageUnknown::LABELS,
         ];
         for list in lists {
             let unique: std::collections::BTreeSet<_> = list.iter().collect();

@@ -1,7 +1,7 @@
 //! What an operator sees: metrics, the log, and the ids that tie the two to a request.
 //!
 //! - [`names`]: every metric, declared once; [`labels`]: the closed label values.
-//! - [`cells`]: what a worker counts, [`slots`]: for which routes and upstreams.
+//! - [`cells`]: what a worker counts, [`slots`]: for which routes, upstreams and tenants.
 //! - [`render`]: all workers' cells as Prometheus text.
 //! - [`log`]: the log, with exactly one line per ended stream; [`mod@line`]: that line as JSON.
 //! - [`trace`]: request and trace ids.
@@ -21,7 +21,7 @@ pub mod trace;
 pub use cells::{Cells, Shape};
 pub use labels::Reason;
 pub use render::{Metrics, Process};
-pub use slots::Slots;
+pub use slots::{Slots, UsageSlots};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use super::labels::{
     BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
-    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 
 /// Most labels one metric may have.
@@ -198,6 +198,10 @@ table! {
         "1 for the state an upstream's circuit breaker is in, else 0.";
     Retries = "tidegate_retries_total", Kind::Counter, ["upstream", "reason"],
         "Further attempts, by what the attempt before them met.";
+    Tokens = "tidegate_tokens_total", Kind::Counter, ["tenant", "model", "kind"],
+        "Tokens used, as upstreams told of them.";
+    UsageUnknowns = "tidegate_usage_unknown_total", Kind::Counter, ["tenant", "model", "reason"],
+        "Answers of models of which nobody knows how many tokens they took.";
     Resumes = "tidegate_resumes_total", Kind::Counter, ["result"],
         "Requests to continue a stream, by outcome.";
     LogBytes = "tidegate_log_bytes", Kind::Gauge, [],
@@ -232,6 +236,8 @@ const CLOSED: &[(&str, &str, &[&str])] = &[
     ("", "path", Path::LABELS),
     ("tidegate_streams_ended_total", "reason", Reason::LABELS),
     ("tidegate_retries_total", "reason", RetryReason::LABELS),
+    ("tidegate_usage_unknown_total", "reason", UsageUnknown::LABELS),
+    ("", "kind", TokenKind::LABELS),
     ("tidegate_upstream_connections", "state", ConnState::LABELS),
     ("tidegate_breaker_state", "state", BreakerState::LABELS),
     ("tidegate_upstream_connects_total", "result", ConnectResult::LABELS),
@@ -255,7 +261,9 @@ pub fn docs() -> String {
          closed lists below. A route (its path with its upstream) or an upstream that a reload\n\
          brings has its series from then on; one that a reload removes keeps them, so that streams\n\
          that still run there are counted, and goes on with them if it comes back. In the life of a\n\
-         process there are at most 1,024 such routes and 256 upstreams. Written from the table in\n\
+         process there are at most 1,024 such routes and 256 upstreams. The same holds for tenants with\n\
+         their models, of which there are at most 4,096 pairs; what finds no place among them is counted\n\
+         under the tenant with the model `*`, or with `*` for both. Written from the table in\n\
          `src/telemetry/names.rs`; a test keeps the two equal.\n\n\
          | metric | type | labels | meaning |\n|---|---|---|---|\n",
     );
@@ -280,6 +288,8 @@ fn docs_labels(out: &mut String) {
     out.push_str("| `listener` | each address of `server.listen`, as configured |\n");
     out.push_str("| `route` | each `path` of `[[route]]` |\n");
     out.push_str("| `upstream` | each `name` of `[[upstream]]` |\n");
+    out.push_str("| `tenant` | each `name` of `[[tenant]]`, empty where no key is asked for; `*`: see above |\n");
+    out.push_str("| `model` | those of `usage.models` and of the tenant's `tokens_per_minute`; `*` is any other |\n");
     for (metric, label, values) in CLOSED {
         let of = if metric.is_empty() { String::new() } else { format!(" of `{metric}`") };
         let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
@@ -335,7 +345,8 @@ mod tests {
 
     #[test]
     fn every_label_is_configured_or_closed() {
-        let open = ["listener", "route", "upstream", "version", "profile", "arch"];
+        let open =
+            ["listener", "route", "upstream", "tenant", "model", "version", "profile", "arch"];
         for metric in Name::ALL.iter().map(|name| name.metric()) {
             for label in metric.labels {
                 let closed = closed_values(metric.name, label).is_some();

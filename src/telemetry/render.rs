@@ -7,7 +7,7 @@
 //! label sets (two routes with one path, say) are one series, added up; `+Inf` equals the count.
 //! Cost: paid by the admin thread per scrape; workers are only read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -17,14 +17,16 @@ use prometheus::{Registry, TextEncoder, proto};
 
 use crate::admission::budget::Budget;
 
-use super::cells::{Cells, Counter, Gauge, Histogram, Observed, RouteCells, Shape, UpstreamCells};
+use super::cells::{
+    Cells, Counter, Gauge, Histogram, Observed, RouteCells, Shape, UpstreamCells, UsageCells,
+};
 use super::labels::{
     BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
-    ReloadResult, ResumeResult, RetryReason, Side, StatusClass,
+    ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 use super::log;
 use super::names::{Kind, LABELS_MAX, Metric, Name};
-use super::slots::{Full, Slots};
+use super::slots::{Full, Slots, UsageSlots};
 use crate::limits;
 
 /// Content type of what [`Metrics::render`] returns.
@@ -108,6 +110,28 @@ impl Metrics {
         let slots = shape.join(upstreams, routes)?;
         self.workers.iter().for_each(|cells| cells.grow(&shape));
         Ok(slots)
+    }
+
+    /// The slots of a configuration's tenants, in its order, those of nobody before them; each with
+    /// its models, but `*`. What finds no place shares one: see [`Shape::join_usage`].
+    pub fn join_usage<'n>(
+        &self,
+        tenants: impl Iterator<Item = (&'n str, BTreeSet<&'n str>)> + Clone,
+    ) -> Vec<UsageSlots> {
+        let mut shape = self.shape.write().unwrap_or_else(PoisonError::into_inner);
+        let wanted: usize = tenants.clone().map(|(_, models)| models.len() + 1).sum();
+        let slots = shape.join_usage(tenants);
+        self.workers.iter().for_each(|cells| cells.grow(&shape));
+        let lost = wanted - slots.iter().map(UsageSlots::own).sum::<usize>();
+        if lost > 0 {
+            let most = limits::USAGE_PAIRS;
+            tracing::warn!(
+                lost,
+                "tokens are counted apart for {most} pairs of a tenant and a model in the life of a \
+                 process; what found no place counts as `*`; name fewer models, or restart"
+            );
+        }
+        slots
     }
 
     /// What belongs to the whole process, to be written to.
@@ -224,6 +248,12 @@ impl<'a> Look<'a> {
             Resumes => self.cells(|c| {
                 each(ResumeResult::ALL, |r| f.counter([r.as_str()], c.resumes(r)));
             }),
+            Tokens => self.usage(|tenant, model, u| {
+                each(TokenKind::ALL, |k| f.counter([tenant, model, k.as_str()], u.tokens(k)));
+            }),
+            UsageUnknowns => self.usage(|tenant, model, u| {
+                each(UsageUnknown::ALL, |r| f.counter([tenant, model, r.as_str()], u.unknown(r)));
+            }),
             LogBytes => self.cells(|c| f.gauge([], &c.log_bytes)),
             BreakerStates | ConfigReloads | LogLinesDropped | BuildInfo | MemoryBytes => {
                 self.fill_process(name, f)
@@ -274,6 +304,14 @@ impl<'a> Look<'a> {
             for (slot, (route, upstream)) in self.shape.routes.iter().enumerate() {
                 let upstream = self.shape.upstreams.get(*upstream).map_or("", String::as_str);
                 each(route, upstream, cells.route(slot));
+            }
+        });
+    }
+
+    fn usage(self, mut each: impl FnMut(&'a str, &'a str, &'a UsageCells)) {
+        self.cells(|cells| {
+            for (slot, (tenant, model)) in (0..).zip(&self.shape.usage) {
+                each(tenant, model, cells.usage(slot));
             }
         });
     }

@@ -7,6 +7,7 @@
 //! worker before anybody is told of it. Cost: 16 bytes per possible slot and worker (20 KiB), and
 //! one branch more per access than a plain list.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use super::cells::Shape;
@@ -19,7 +20,35 @@ pub struct Slots {
     pub upstreams: Vec<usize>,
     /// By route, in the order of the configuration, and by its upstreams.
     pub routes: Vec<Vec<usize>>,
+    /// Those of requests without a tenant, then by tenant, in the order of the configuration.
+    pub usage: Vec<UsageSlots>,
 }
+
+/// Where the tokens of one tenant are counted, by model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsageSlots {
+    other: u16,
+    models: BTreeMap<Box<str>, u16>,
+}
+
+impl UsageSlots {
+    /// The slot of `model`.
+    pub fn of(&self, model: Option<&str>) -> u16 {
+        let named = model.and_then(|model| self.models.get(model));
+        named.copied().unwrap_or(self.other)
+    }
+
+    /// How many slots are the tenant's own.
+    pub(super) fn own(&self) -> usize {
+        self.models.len() + usize::from(self.other != SHARED)
+    }
+}
+
+/// Stands for any model that has no series of its own, and for any tenant that found no place: no
+/// tenant may be named so, and `tokens_per_minute` calls such models that.
+const ANY: &str = "*";
+/// The slot of those: it has the first place.
+const SHARED: u16 = 0;
 
 /// There is no slot left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +99,42 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// Finds the slots of tenants, each with its models; adds what is not there yet. The first tenant
+    /// is nobody, the empty name. Each has a slot for other models, called `*`, before any has one for
+    /// a model of its own; who finds no place shares a slot: a model with its tenant's others, a
+    /// tenant with all of those. Tenants come and go, so that no reload is refused for this.
+    pub fn join_usage<'n>(
+        &mut self,
+        tenants: impl Iterator<Item = (&'n str, BTreeSet<&'n str>)> + Clone,
+    ) -> Vec<UsageSlots> {
+        let mut known: HashMap<(Box<str>, Box<str>), u16> =
+            self.usage.iter().cloned().zip(0..).collect();
+        let mut slot = |tenant: &str, model: &str| {
+            let pair = (Box::from(tenant), Box::from(model));
+            if let Some(slot) = known.get(&pair) {
+                return Some(*slot);
+            }
+            if self.usage.len() >= limits::USAGE_PAIRS {
+                return None;
+            }
+            let slot = u16::try_from(self.usage.len()).ok()?;
+            self.usage.push(pair.clone());
+            known.insert(pair, slot);
+            Some(slot)
+        };
+        slot(ANY, ANY);
+        let others: Vec<u16> =
+            tenants.clone().map(|(tenant, _)| slot(tenant, ANY).unwrap_or(SHARED)).collect();
+        let each = tenants.zip(others).map(|((tenant, models), other)| {
+            let found =
+                models.into_iter().filter_map(|model| Some((model.into(), slot(tenant, model)?)));
+            UsageSlots { other, models: found.collect() }
+        });
+        each.collect()
+    }
+}
+
 /// Cells by slot: read by everyone, added to by whoever brings a configuration.
 #[derive(Debug)]
 pub(super) struct Table<T>(Box<[OnceLock<Box<T>>]>);
@@ -108,16 +173,21 @@ impl<T> Table<T> {
 mod tests {
     use super::*;
 
+    fn slots(upstreams: [usize; 2], routes: [usize; 2]) -> Slots {
+        let routes = routes.map(|slot| vec![slot]).into();
+        Slots { upstreams: upstreams.into(), routes, ..Slots::default() }
+    }
+
     #[test]
     fn a_name_keeps_its_slot() {
         let mut shape = Shape::default();
         let first = shape.join(&["a", "b"], &[("/1", &[0]), ("/2", &[1])]).expect("room");
-        assert_eq!(first, Slots { upstreams: vec![0, 1], routes: vec![vec![0], vec![1]] });
+        assert_eq!(first, slots([0, 1], [0, 1]));
         // `a` is gone, `c` is new, `/2` leads elsewhere: a series of its own.
         let second = shape.join(&["c", "b"], &[("/2", &[0]), ("/3", &[1])]).expect("room");
-        assert_eq!(second, Slots { upstreams: vec![2, 1], routes: vec![vec![2], vec![3]] });
+        assert_eq!(second, slots([2, 1], [2, 3]));
         let third = shape.join(&["b", "a"], &[("/1", &[1]), ("/2", &[0])]).expect("room");
-        assert_eq!(third, Slots { upstreams: vec![1, 0], routes: vec![vec![0], vec![1]] });
+        assert_eq!(third, slots([1, 0], [0, 1]));
         assert_eq!(shape.upstreams, ["a", "b", "c"]);
         assert_eq!(shape.routes.len(), 4);
         // A second upstream of a route is a series beside the first.
@@ -146,5 +216,48 @@ mod tests {
         assert!(full.to_string().contains("1024 different routes"), "{full}");
         assert_eq!(shape, before);
         shape.join(&["x"], &routes[1..]).expect("just enough");
+    }
+
+    #[test]
+    fn a_tenant_and_its_models_keep_their_slots() {
+        let mut shape = Shape::default();
+        let both = || BTreeSet::from(["m", "n"]);
+        let first = shape.join_usage([("", both()), ("a", BTreeSet::from(["m"]))].into_iter());
+        let named = |slots: &UsageSlots, model: &str| {
+            let (tenant, model) = &shape.usage[usize::from(slots.of(Some(model)))];
+            format!("{tenant}/{model}")
+        };
+        assert_eq!([named(&first[0], "m"), named(&first[0], "x")], ["/m", "/*"]);
+        assert_eq!([named(&first[1], "m"), named(&first[1], "n")], ["a/m", "a/*"]);
+        assert_eq!(first[1].of(None), first[1].of(Some("x")), "no model is another model");
+        let before = shape.clone();
+        let again = shape.join_usage([("", both()), ("b", both()), ("a", both())].into_iter());
+        assert_eq!(again[0], first[0]);
+        assert_eq!(again[2].of(Some("m")), first[1].of(Some("m")));
+        assert_eq!(shape.usage[..before.usage.len()], before.usage);
+        assert_eq!(shape.usage.len(), before.usage.len() + 4, "b, its two models, and n of a");
+    }
+
+    #[test]
+    fn usage_slots_are_bounded_and_what_finds_none_shares_one() {
+        let mut shape = Shape::default();
+        let names: Vec<String> = (0..limits::USAGE_PAIRS).map(|n| format!("t{n}")).collect();
+        let tenants = || {
+            let named = names.iter().map(|name| (name.as_str(), BTreeSet::from(["m"])));
+            std::iter::once(("", BTreeSet::from(["m"]))).chain(named)
+        };
+        let slots = shape.join_usage(tenants());
+        assert_eq!(shape.usage.len(), limits::USAGE_PAIRS);
+        assert_eq!(slots.len(), names.len() + 1);
+        let pair = |slot: u16| {
+            let (tenant, model) = &shape.usage[usize::from(slot)];
+            (&**tenant, &**model)
+        };
+        assert_eq!(pair(slots[0].of(Some("m"))), ("", "*"), "tenants come before models");
+        assert_eq!(pair(slots[1].of(None)), ("t0", "*"));
+        assert_eq!(pair(slots[names.len()].of(Some("m"))), ("*", "*"), "the last two find none");
+        assert_eq!(pair(slots[names.len() - 1].of(None)), ("*", "*"));
+        assert_eq!(pair(slots[names.len() - 2].of(None)).1, "*");
+        assert_ne!(pair(slots[names.len() - 2].of(None)).0, "*");
     }
 }

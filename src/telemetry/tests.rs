@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::cells::{
     BreakerState, Cells, ConnState, ConnectResult, Direction, Histogram, Proto, Rejection,
-    ReloadResult, ResumeResult, RetryReason, Shape, Side, StatusClass,
+    ReloadResult, ResumeResult, RetryReason, Shape, Side, StatusClass, TokenKind, UsageUnknown,
 };
 use super::log::{Format, StreamEnd, stream_end};
 use super::names::{self, Kind, Name, closed_values};
@@ -104,6 +104,9 @@ fn shape() -> Shape {
         listeners: vec!["127.0.0.1:8080".into(), "[::1]:8443".into()],
         upstreams: vec!["main".into(), "spare \"x\"\\".into()],
         routes: vec![("/v1/{*rest}".into(), 0), ("/v2/{*rest}".into(), 1)],
+        usage: [("", "*"), ("", "m"), ("a", "*"), ("a", "m")]
+            .map(|(t, m)| (t.into(), m.into()))
+            .into(),
     }
 }
 
@@ -140,6 +143,10 @@ fn fill(cells: &Cells) {
         ConnState::ALL.iter().for_each(|state| upstream.connections(*state).add(8));
         ConnectResult::ALL.iter().for_each(|result| upstream.connects(*result).add(9));
         RetryReason::ALL.iter().for_each(|reason| upstream.retries(*reason).add(10));
+    }
+    for slot in 0..4 {
+        TokenKind::ALL.iter().for_each(|kind| cells.usage(slot).tokens(*kind).add(18));
+        UsageUnknown::ALL.iter().for_each(|why| cells.usage(slot).unknown(*why).add(19));
     }
     for direction in Direction::ALL {
         Side::ALL.iter().for_each(|side| cells.bytes(*direction, *side).add(11));
@@ -214,7 +221,7 @@ fn the_contract_names_are_there() {
         streams_ended_total heartbeats_total backlog_bytes stalled_streams rejections_total \
         queue_depth queue_wait_seconds upstream_connections upstream_connects_total \
         upstream_handshake_seconds breaker_state retries_total resumes_total log_bytes \
-        config_reloads_total log_lines_dropped_total build_info"
+        config_reloads_total log_lines_dropped_total build_info tokens_total usage_unknown_total"
             .split_whitespace()
     {
         assert!(families.contains_key(&format!("tidegate_{name}")), "{name}");
@@ -248,6 +255,9 @@ fn workers_are_added_up() {
     assert_eq!(get("log_bytes", &[]), 30.0);
     assert_eq!(get("rejections_total", &[("limit", "no_route")]), 32.0);
     assert_eq!(get("resumes_total", &[("result", "gone")]), 34.0);
+    let whose = [("tenant", "a"), ("model", "m")];
+    assert_eq!(get("tokens_total", &[whose[0], whose[1], ("kind", "output")]), 36.0);
+    assert_eq!(get("usage_unknown_total", &[whose[0], whose[1], ("reason", "failed")]), 38.0);
     let duration = [("route", "/v1/{*rest}"), main];
     assert_eq!(get("stream_duration_seconds_count", &duration), 2.0);
     assert_eq!(get("stream_duration_seconds_sum", &duration), 8000.0);
@@ -323,6 +333,14 @@ fn a_reload_adds_series_and_takes_none_away() {
     assert_eq!((live("main"), live("new")), (1.0, 3.0));
     let labels = [("upstream", "new"), ("state", "closed")];
     assert_eq!(value(&families, "tidegate_breaker_state", &labels), 1.0);
+
+    let one = |model| std::iter::once(("a", BTreeSet::from([model])));
+    let slots = metrics.join_usage(one("new"));
+    workers[1].usage(slots[0].of(Some("new"))).tokens(TokenKind::Input).add(9);
+    assert_eq!(metrics.join_usage(one("m"))[0].of(Some("m")), 3, "it was there before");
+    let families = parse(&metrics.render());
+    let labels = [("tenant", "a"), ("model", "new"), ("kind", "input")];
+    assert_eq!(value(&families, "tidegate_tokens_total", &labels), 9.0);
 
     let series = |metrics: &Metrics| metrics.render().lines().count();
     let before = series(&metrics);

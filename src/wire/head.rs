@@ -200,9 +200,13 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 
 /// Whether an answer is a stream of events to be followed. One with a content-encoding is not.
 pub fn is_tracked(head: &http::response::Parts) -> bool {
-    let stream = head.status.is_success() && is_event_stream(&head.headers);
-    let encoding = head.headers.get(http::header::CONTENT_ENCODING);
-    stream && encoding.is_none_or(|e| e.as_bytes().eq_ignore_ascii_case(b"identity"))
+    head.status.is_success() && is_event_stream(&head.headers) && !is_encoded(&head.headers)
+}
+
+/// Whether a body has a content-encoding.
+pub fn is_encoded(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(http::header::CONTENT_ENCODING);
+    encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Headers with another value in every message.

@@ -51,6 +51,7 @@ fn cells() -> Arc<Cells> {
         listeners: vec!["l".into()],
         upstreams: vec!["u".into()],
         routes: vec![("r".into(), 0)],
+        ..Shape::default()
     };
     Arc::new(Cells::new(&shape))
 }

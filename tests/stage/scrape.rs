@@ -39,6 +39,12 @@ impl Metrics {
         series.filter(|(_, value)| *value != 0.0)
     }
 
+    /// The sum over all series that begin with `prefix` and hold `label`.
+    pub fn sum_of(&self, prefix: &str, label: &str) -> f64 {
+        let fits = |name: &str| name.starts_with(prefix) && name.contains(label);
+        self.0.iter().filter(|(name, _)| fits(name)).map(|(_, value)| value).sum()
+    }
+
     /// The sum over all series that begin with `prefix`.
     pub fn sum(&self, prefix: &str) -> f64 {
         self.0.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value).sum()

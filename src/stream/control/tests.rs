@@ -23,7 +23,7 @@ const PATIENCE: Patience = Patience { client_stall: STALL, backlog: 1000 };
 
 impl Bench {
     fn new() -> Bench {
-        let none = Shape { listeners: vec![], upstreams: vec![], routes: vec![] };
+        let none = Shape::default();
         let (io, wheel, cells) = (Rc::default(), Wheel::new(), Arc::new(Cells::new(&none)));
         let memory = Budget::new(10_000);
         let ground = Rc::new(Ground {

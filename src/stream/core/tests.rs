@@ -50,6 +50,7 @@ impl Bench {
             listeners: vec!["l".into()],
             upstreams: vec!["u".into()],
             routes: vec![("r".into(), 0)],
+            ..Shape::default()
         };
         let cells = Arc::new(Cells::new(&shape));
         let ground = Rc::new(Ground {

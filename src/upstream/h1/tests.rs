@@ -38,6 +38,7 @@ fn pool() -> Rc<Pool> {
         listeners: vec!["l".into()],
         upstreams: vec!["u".into()],
         routes: vec![("r".into(), 0)],
+        ..Shape::default()
     };
     let (files, cells) = (Permits::new(0), std::sync::Arc::new(Cells::new(&shape)));
     let (rule, allowance) = (PoolRule::default(), Allowance::new(0, 1));
