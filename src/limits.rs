@@ -48,6 +48,9 @@ pub const SCRATCH: usize = 64 * 1024;
 pub const CUT_LINGER: Duration = Duration::from_millis(250);
 /// An upstream that has sent its terminal mark has this long to end the response.
 pub const AFTER_TERMINAL: Duration = Duration::from_secs(5);
+/// Largest event that is taken for a chunk that only tells usage, where such are withheld, bytes; so much of
+/// one event is held back at most. They have some 300.
+pub const USAGE_CHUNK: usize = 4 * 1024;
 /// How much of an upstream's error answer is read to be handed on inside an error event.
 pub const ERROR_BODY: usize = 16 * 1024;
 

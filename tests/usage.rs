@@ -1,5 +1,7 @@
 //! Tokens: what is counted of answers, asked for where the client did not, and learned after it left.
 
+#[path = "usage/ask.rs"]
+mod ask;
 #[path = "usage/count.rs"]
 mod count;
 mod stage;

@@ -33,6 +33,7 @@ use tidegate::wire::head;
 use tidegate::wire::scan::Scanner;
 use tidegate::wire::sse::{self, Tracker};
 use tidegate::wire::usage::UsageScan;
+use tidegate::wire::usage::chunk::UsageChunk;
 use tidegate::wire::wheel::{Tick, Timer, Wheel};
 
 use crate::admission;
@@ -73,6 +74,7 @@ pub(crate) const ALL: &[Operation] = &[
     of("framing tracker, the same byte by byte", 100, tracker_bytes),
     of("framing tracker, 64 KiB of 273 events", 10, tracker_piece),
     of("usage scan, one event of 240 bytes", 1000, usage_scan),
+    of("usage chunk looked for, one event of 240 bytes", 1000, usage_chunk),
     of("chunk decoder, one chunk of 240 bytes", 1000, decoder),
     of("wheel, store a later deadline", 1000, wheel_store),
     of("wheel, file and drop a timer", 1000, wheel_file),
@@ -135,6 +137,15 @@ fn tracker_piece() -> Repeat {
 fn usage_scan() -> Repeat {
     let (event, mut scan) = (event(), UsageScan::default());
     repeat(move || black_box(&mut scan).feed(black_box(event.as_bytes())))
+}
+
+fn usage_chunk() -> Repeat {
+    let head = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\
+                \"model\":\"gpt-4.1-mini\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"";
+    let event = format!("{head}{}\"}}}}]}}\n\n", "x".repeat(240 - head.len() - 7));
+    assert_eq!(event.len(), 240);
+    let mut chunk = UsageChunk::default();
+    repeat(move || assert_eq!(chunk.feed(black_box(event.as_bytes())), None))
 }
 
 fn decoder() -> Repeat {

@@ -74,11 +74,13 @@ pub enum UsageRule {
     Off,
     /// It is counted where the upstream tells it.
     Count,
+    /// And the streams of OpenAI's completions are asked to tell it.
+    Inject,
 }
 
 impl UsageRule {
-    const ALL: [(&'static str, UsageRule); 2] =
-        [("off", UsageRule::Off), ("count", UsageRule::Count)];
+    const ALL: [(&'static str, UsageRule); 3] =
+        [("off", UsageRule::Off), ("count", UsageRule::Count), ("inject", UsageRule::Inject)];
 
     /// Without a word about it: counted where it is known whose it is.
     fn of(auth: Auth) -> UsageRule {

@@ -184,7 +184,7 @@ tenants = ["team"]
 timeout = "22s"
 repeatable = true
 body_buffer = "23KiB"
-usage = "off"
+usage = "inject"
 resume = true
 "#;
 
@@ -357,7 +357,7 @@ fn messages() -> Route {
         timeout: Some(Duration::from_secs(22)),
         repeatable: true,
         body_buffer: 23 << 10,
-        usage: UsageRule::Off,
+        usage: UsageRule::Inject,
         resume: true,
     }
 }
@@ -765,7 +765,7 @@ fn faults_of_routes() {
         ("family = \"claude\"", "family", "not one of auto, openai, responses, anthropic, plain"),
         ("family = \"open-ai\"", "family", "did you mean \"openai\"?"),
         ("heartbeat_style = \"comments\"", "heartbeat_style", "did you mean \"comment\"?"),
-        ("usage = \"on\"", "usage", "not one of off, count"),
+        ("usage = \"on\"", "usage", "not one of off, count, inject"),
         ("resume = \"yes\"", "resume", "true or false without quotes, found a string"),
         ("pth = \"/\"", "pth", "nearest valid key: path"),
     ] {

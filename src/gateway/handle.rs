@@ -115,8 +115,8 @@ async fn proxy(
     let wheel = &gateway.ground.wheel;
     let (mut head, body) = request.into_parts();
     let memory = &gateway.admission.memory;
-    let rules = route.body_rules(&plan.terms.config, &identity);
-    let upload = match Upload::prefetch(body, &rules, wheel, memory).await {
+    let rules = route.body_rules(&plan.terms.config, &identity, family);
+    let mut upload = match Upload::prefetch(body, &rules, wheel, memory).await {
         Ok(upload) => upload,
         Err(failure) => return Err(failed(&mut life, family, counted_body(gateway, failure))),
     };
@@ -128,6 +128,7 @@ async fn proxy(
     }
     let slots = usage::slots(plan, &identity);
     usage::begin(&mut life, slots, route, family, &head, &upload_state);
+    usage::ask(&mut life, route, family, &head, &mut upload);
     mark(&mut head.headers, id, traceparent);
     let bodiless = head.method == Method::HEAD;
     let deadline = admit::deadline(route, &head.headers, life.started());

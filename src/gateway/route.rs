@@ -85,7 +85,12 @@ impl Route {
     }
 
     /// What is asked of a request's body, and how much of it is read before anything is decided.
-    pub fn body_rules(&self, config: &config::Config, identity: &Identity) -> BodyRules {
+    pub fn body_rules(
+        &self,
+        config: &config::Config,
+        identity: &Identity,
+        family: config::Family,
+    ) -> BodyRules {
         let tenant = identity.tenant.as_ref();
         let counted = tenant.is_some_and(|tenant| !tenant.tokens.is_empty());
         let several = self.upstreams.len() > 1;
@@ -93,12 +98,17 @@ impl Route {
             let rule = &config.upstreams[*upstream].retry;
             rule.replays() || several && rule.names_answers()
         });
-        let prefetch = match counted || kept {
+        let prefetch = match counted || kept || self.asks_for_usage(family) {
             true => self.body_buffer.max(limits::BODY_PREFETCH),
             false => limits::BODY_PREFETCH,
         };
         let config::Limits { body: max, body_time: time, body_rate: rate, .. } = config.limits;
         BodyRules { prefetch, max, time, rate }
+    }
+
+    /// Whether requests of this family are made to ask for their stream's usage.
+    pub fn asks_for_usage(&self, family: config::Family) -> bool {
+        self.usage == config::UsageRule::Inject && family == config::Family::OpenAi
     }
 }
 

@@ -163,7 +163,7 @@ impl Stream {
                     let fed = self.track(&bytes);
                     self.keep(bytes, &fed);
                     if fed.too_long {
-                        return Poll::Ready(Err(self.too_long()));
+                        return Poll::Ready(Err(self.life.rules().event_too_long()));
                     }
                 }
                 Poll::Ready(Some(Err(failure))) => return Poll::Ready(Err(failure)),
@@ -179,7 +179,7 @@ impl Stream {
                     }
                     let (due, kind) = self.deadline();
                     if now >= due {
-                        return Poll::Ready(Err(self.timed_out(kind)));
+                        return Poll::Ready(Err(self.life.rules().timed_out(kind)));
                     }
                     let due = commit_at.map_or(due, |at| at.min(due));
                     self.timer.set(due, cx.waker());
@@ -269,8 +269,12 @@ impl Stream {
         if fed.too_long || !fed.replay.is_empty() {
             self.keep(data.into_bytes(scratch), &fed);
             if fed.too_long {
-                self.fail(self.too_long());
+                self.fail(self.life.rules().event_too_long());
             }
+            return false;
+        }
+        if let Some(instead) = self.instead(&data.bytes(scratch)[fed.skip..]) {
+            self.ahead.push(instead.into());
             return false;
         }
         match data {
@@ -322,22 +326,16 @@ impl Stream {
     }
 
     /// Queues what came from upstream to be put out.
-    fn keep(&mut self, mut bytes: Bytes, fed: &Fed) {
-        if !fed.replay.is_empty() {
-            self.ahead.push(Bytes::from_static(fed.replay));
-        }
-        let _ = bytes.split_to(fed.skip);
-        if !bytes.is_empty() {
-            self.ahead.push(bytes);
+    fn keep(&mut self, bytes: Bytes, fed: &Fed) {
+        for piece in [Bytes::from_static(fed.replay), bytes.slice(fed.skip..)] {
+            let instead = self.instead(&piece);
+            self.ahead.push(instead.map_or(piece, Bytes::from));
         }
     }
 
-    fn too_long(&self) -> Failure {
-        let text = format!(
-            "an event of the upstream is larger than stream.max_event = {} bytes",
-            self.life.rules().max_event
-        );
-        Failure::new(Kind::EventTooLong, text)
+    /// What goes on in place of `bytes`, if it is not they.
+    fn instead(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        if self.is_events() { self.life.instead(bytes) } else { None }
     }
 
     fn events_seen(&self) -> u64 {
@@ -353,7 +351,7 @@ impl Stream {
         let now = self.life.ground().wheel.now();
         let (due, kind) = self.deadline();
         if now >= due {
-            self.fail(self.timed_out(kind));
+            self.fail(self.life.rules().timed_out(kind));
             return Poll::Pending;
         }
         let heartbeat = self.heartbeat_at();
@@ -380,18 +378,6 @@ impl Stream {
         self.deadlines.limit(self.life.rules(), self.tracker.as_ref(), self.life.asked())
     }
 
-    fn timed_out(&self, kind: Kind) -> Failure {
-        let rules = self.life.rules();
-        let text = match kind {
-            Kind::FirstByte => {
-                format!("no event within stream.first_byte = {:?}", rules.first_byte)
-            }
-            Kind::Idle => format!("no byte for stream.idle = {:?}", rules.idle),
-            _ => format!("the stream reached stream.total = {:?}", rules.total),
-        };
-        Failure::new(kind, text)
-    }
-
     fn end_of_source(&mut self) {
         self.source.settle();
         let Some(tracker) = self.tracker.as_ref() else { return self.finish(Reason::Completed) };
@@ -416,6 +402,7 @@ impl Stream {
     }
 
     fn finish(&mut self, reason: Reason) {
+        self.ahead.push(self.life.withheld().into());
         self.life.end(reason);
         self.last(End::Clean);
     }
@@ -434,11 +421,10 @@ impl Stream {
         }
         self.life.failed(failure.kind);
         let Some(tracker) = tracker else { return self.last(End::Cut) };
-        // An event begun cannot be taken back; it is ended, so that the error stands alone.
-        let closing = tracker.closing();
-        if !closing.is_empty() {
-            self.ahead.push(Bytes::from_static(closing));
-        }
+        // An event begun cannot be taken back, unless none of it went on; it is ended, so that the
+        // error stands alone.
+        let closing = if self.life.withheld().is_empty() { tracker.closing() } else { b"" };
+        self.ahead.push(Bytes::from_static(closing));
         let seen = self.events_seen();
         self.ahead.push(shape::error_event(self.family, &failure, seen));
         self.last(End::Cut);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::admission::budget::Budget;
 use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
+use crate::error::{Failure, Kind};
 use crate::limits;
 use crate::stream::life::Live;
 use crate::telemetry::cells::Cells;
@@ -31,6 +32,28 @@ pub struct Rules {
     pub total: Duration,
     /// Largest event, bytes.
     pub max_event: usize,
+}
+
+impl Rules {
+    /// The failure of a stream that has reached a limit of time.
+    pub fn timed_out(&self, kind: Kind) -> Failure {
+        let text = match kind {
+            Kind::FirstByte => {
+                format!("no event within stream.first_byte = {:?}", self.first_byte)
+            }
+            Kind::Idle => format!("no byte for stream.idle = {:?}", self.idle),
+            _ => format!("the stream reached stream.total = {:?}", self.total),
+        };
+        Failure::new(kind, text)
+    }
+
+    /// The failure of a stream with an event beyond its limit.
+    pub fn event_too_long(&self) -> Failure {
+        let max = self.max_event;
+        let text =
+            format!("an event of the upstream is larger than stream.max_event = {max} bytes");
+        Failure::new(Kind::EventTooLong, text)
+    }
 }
 
 /// What a stream needs of its worker.

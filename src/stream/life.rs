@@ -220,6 +220,16 @@ impl Life {
         }
     }
 
+    /// What goes on to the client in place of `bytes`; `None`: they do.
+    pub fn instead(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.usage()?.instead(bytes)
+    }
+
+    /// What has been withheld from the client for the time being: the beginning of an event.
+    pub fn withheld(&mut self) -> Vec<u8> {
+        self.usage().map(Usage::withheld).unwrap_or_default()
+    }
+
     /// It failed; nothing is charged for what no model worked on.
     pub fn failed(&mut self, kind: Kind) {
         self.end(reason_of(kind));
@@ -258,7 +268,7 @@ impl Life {
     fn count_upload(&self, upload: &UploadState) {
         let cells = &self.ground.cells;
         cells.bytes(Direction::In, Side::Client).add(upload.bytes());
-        cells.bytes(Direction::Out, Side::Upstream).add(upload.bytes());
+        cells.bytes(Direction::Out, Side::Upstream).add(upload.sent());
     }
 
     /// Whether the whole request has come in.

@@ -3,11 +3,13 @@
 //! Families tell it in their last events, so an answer that breaks off, or whose client leaves, told
 //! nothing or something provisional: it counts as unknown then, and never as 0. Invariant: an
 //! answer that may have taken tokens is counted once at most, by its tokens or as unknown. Cost: 64
-//! bytes for a request that is counted or whose tenant has token limits, a pointer for any other.
+//! bytes for a request that is counted or whose tenant has token limits, 32 more where the gateway asked for
+//! the usage, a pointer for any other.
 
 use crate::admission::held::Held;
 use crate::clock::Moment;
 use crate::telemetry::cells::{Cells, Reason, TokenKind, UsageUnknown};
+use crate::wire::usage::chunk::UsageChunk;
 use crate::wire::usage::{Told, UsageScan};
 
 /// See the module.
@@ -20,6 +22,8 @@ pub struct Usage {
     expected: bool,
     /// The answer is encoded.
     unreadable: bool,
+    /// Withholds what the gateway asked for and the client did not.
+    chunk: Option<Box<UsageChunk>>,
 }
 
 /// The slot of what is read for the tenant's limit alone.
@@ -30,7 +34,22 @@ impl Usage {
     /// answers, so that an answer without usage is worth telling.
     pub fn new(slot: Option<u16>, expected: bool) -> Usage {
         let slot = slot.unwrap_or(NOWHERE);
-        Usage { scan: UsageScan::default(), slot, expected, unreadable: false }
+        Usage { scan: UsageScan::default(), slot, expected, unreadable: false, chunk: None }
+    }
+
+    /// The gateway has asked for the stream's usage: its client does not get to see it.
+    pub fn asked(&mut self) {
+        self.chunk = Some(Box::default());
+    }
+
+    /// See [`Life::instead`](crate::stream::life::Life::instead).
+    pub(super) fn instead(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.chunk.as_mut()?.feed(bytes)
+    }
+
+    /// See [`Life::withheld`](crate::stream::life::Life::withheld).
+    pub(super) fn withheld(&mut self) -> Vec<u8> {
+        self.chunk.as_mut().map(|chunk| chunk.take()).unwrap_or_default()
     }
 
     /// The model is known better now.

@@ -9,6 +9,7 @@
 //! fails, and what an upstream has seen of it until then breaks off.
 
 mod pace;
+mod splice;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -143,6 +144,8 @@ pub struct UploadState {
     moved: Cell<Tick>,
     received: Cell<bool>,
     bytes: Cell<u64>,
+    /// How many more go out.
+    added: Cell<i64>,
     /// `None` once nobody will ask any more what it found.
     scanner: RefCell<Option<Box<Scanner>>>,
 }
@@ -226,6 +229,11 @@ impl UploadState {
     /// Body bytes received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// Body bytes for the upstream so far.
+    pub fn sent(&self) -> u64 {
+        self.bytes.get().saturating_add_signed(self.added.get())
     }
 
     /// Looks at what the key scanner has found so far; at nothing after

@@ -7,6 +7,9 @@
 //! Cost: one `memmem` over the bytes (`make bench`, "usage scan"), and 52 bytes kept for as long as the
 //! stream lives.
 
+pub mod ask;
+pub mod chunk;
+
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;

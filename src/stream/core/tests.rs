@@ -16,6 +16,7 @@ use crate::stream::control::{IoState, Patience};
 use crate::stream::ground::{Ground, Rules, Scratch};
 use crate::stream::life::{Birth, Live, Place, Target};
 use crate::stream::source::Said;
+use crate::stream::usage::Usage;
 use crate::telemetry::{Cells, Shape};
 use crate::wire::wheel::Wheel;
 
@@ -134,6 +135,14 @@ impl Bench {
         let mut cx = Context::from_waker(Waker::noop());
         let stream = self.stream.as_mut().expect("not dropped");
         stream.poll_prime(&mut cx, commit_at).map_err(|failure| failure.kind)
+    }
+
+    /// The gateway has asked for the stream's usage.
+    fn asks_for_usage(mut self) -> Bench {
+        let mut usage = Usage::new(None, true);
+        usage.asked();
+        self.stream.as_mut().expect("not dropped").life().uses(usage);
+        self
     }
 
     /// The stream, for a sink; the bench goes on as its upstream and its clock.
@@ -389,4 +398,69 @@ fn the_clean_end_is_known_with_the_last_byte_where_the_source_knows_it() {
     bench.fails(Kind::Truncated);
     assert_eq!(bench.fill().1, Some(End::Cut));
     assert!(!over(&bench), "an unclean end is none");
+}
+
+const USAGE: &[u8] = b"data: {\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\n";
+
+#[test]
+fn what_the_gateway_asked_for_is_withheld_and_heartbeats_keep_their_places() {
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(EVENT);
+    assert_eq!(bench.fill().0.as_bytes(), EVENT);
+    bench.pass(seconds(16));
+    bench.says(&USAGE[..30]);
+    assert_eq!(bench.fill(), (String::new(), None), "neither a half event nor a heartbeat in it");
+    bench.says(&USAGE[30..]);
+    assert_eq!(bench.fill(), (": ping\n".into(), None), "where it would have been is a boundary");
+    bench.says(&[USAGE, DONE].concat());
+    bench.ends();
+    assert_eq!(bench.fill(), ("data: [DONE]\n\n".into(), Some(End::Clean)));
+    assert_eq!(bench.settle(), [Reason::Completed]);
+}
+
+#[test]
+fn an_event_of_which_nothing_went_on_is_taken_back_when_the_stream_fails() {
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(&[EVENT, &USAGE[..30]].concat());
+    bench.fails(Kind::Truncated);
+    let (text, end) = bench.fill();
+    assert!(text.starts_with("data: {\"n\":1}\n\ndata: {\"error\":{"), "{text}");
+    assert_eq!(end, Some(End::Cut));
+    assert_eq!(bench.settle(), [Reason::UpstreamTruncated]);
+    // One that went on in part is ended, as ever.
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(b"data: {\"choices\":[{");
+    bench.fails(Kind::Truncated);
+    assert!(bench.fill().0.starts_with("data: {\"choices\":[{\n\ndata: {\"error\":{"));
+}
+
+#[test]
+fn what_is_held_at_a_clean_end_goes_on() {
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(&[DONE, &USAGE[..30]].concat());
+    bench.ends();
+    let (text, end) = bench.fill();
+    assert_eq!((text.as_bytes(), end), (&*[DONE, &USAGE[..30]].concat(), Some(End::Clean)));
+    let mut bench = Bench::new(None).asks_for_usage();
+    bench.says(USAGE);
+    bench.ends();
+    assert_eq!(bench.fill().0.as_bytes(), USAGE, "what is no stream of events passes");
+}
+
+#[test]
+fn a_stream_that_begins_with_what_is_withheld_begins() {
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(b"\xEF");
+    bench.says(&[b"\xBB\xBF", USAGE, DONE].concat());
+    bench.ends();
+    assert_eq!(bench.prime(None), Poll::Ready(Ok(())));
+    assert_eq!(bench.fill(), ("data: [DONE]\n\n".into(), Some(End::Clean)));
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(b"\xEF");
+    bench.says(b"x\n");
+    bench.says(&[b"\n", EVENT].concat());
+    assert_eq!(bench.prime(None), Poll::Ready(Ok(())));
+    let stream = bench.stream.as_ref().expect("not dropped");
+    let ahead: Vec<u8> = stream.ahead.iter().flatten().copied().collect();
+    assert_eq!(ahead, [b"\xEFx\n\n", EVENT].concat(), "what was no byte order mark is not lost");
 }
