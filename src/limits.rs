@@ -51,6 +51,9 @@ pub const AFTER_TERMINAL: Duration = Duration::from_secs(5);
 /// Largest event that is taken for a chunk that only tells usage, where such are withheld, bytes; so much of
 /// one event is held back at most. They have some 300.
 pub const USAGE_CHUNK: usize = 4 * 1024;
+/// Answers whose clients have left that are read on at once to learn their usage, over all workers
+/// (`usage_drain`); a further one is cancelled as if there were no such key.
+pub const USAGE_DRAINS: usize = 256;
 /// How much of an upstream's error answer is read to be handed on inside an error event.
 pub const ERROR_BODY: usize = 16 * 1024;
 

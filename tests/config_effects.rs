@@ -672,6 +672,20 @@ effects! {
             assert_eq!(metrics.sum("tidegate_tokens_total{"), counted, "{usage}");
         }
     }
+    "route.usage_drain" usage_drain {
+        for (drain, counted) in [("off", 0.0), ("1m", 32.0)] {
+            let route = format!("usage = \"inject\"\nusage_drain = \"{drain}\"");
+            let stage = Stage::start(Setup { route, ..Setup::default() }).await;
+            let mut client = stage.client(Http::H1).await;
+            let fields = [("sim-interval", "100ms"), ("sim-count", "20")];
+            let mut live = client.start("POST", CHAT, &fields, STREAM).await.head().await;
+            live.until("\"seq\":1").await;
+            drop(live);
+            drop(client);
+            let metrics = stage.until("it is over", |m| m.ended("client_closed") == 1.0).await;
+            assert_eq!(metrics.sum("tidegate_tokens_total{"), counted, "{drain}");
+        }
+    }
     "usage.models" usage_models {
         let more = "[usage]\nmodels = [\"m\"]".to_owned();
         let route = "usage = \"count\"".to_owned();

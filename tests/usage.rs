@@ -4,6 +4,8 @@
 mod ask;
 #[path = "usage/count.rs"]
 mod count;
+#[path = "usage/drain.rs"]
+mod drain;
 mod stage;
 
 use stage::Metrics;

@@ -235,6 +235,8 @@ fn chunk_accounts() -> Repeat {
         cells: cells.clone(),
         memory: Budget::new(1 << 20),
         live: Live::default(),
+        drains: Permits::new(1),
+        draining: Default::default(),
         cutting: Rc::default(),
         scratch: Scratch::default(),
     });
@@ -247,6 +249,7 @@ fn chunk_accounts() -> Repeat {
         idle: 120 * second,
         total: 3600 * second,
         max_event: 1 << 24,
+        usage_drain: None,
     };
     let target = Target { upstream: "u".into(), route_index: 0, upstream_index: 0 };
     let place = Place { route: "r".into(), rules: rules.clone(), targets: Box::new([target]) };

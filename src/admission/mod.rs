@@ -16,6 +16,7 @@ pub mod tokens;
 use std::sync::Arc;
 
 use crate::clock::Moment;
+use crate::limits::USAGE_DRAINS;
 
 use addresses::Addresses;
 use budget::Budget;
@@ -34,6 +35,8 @@ pub struct Admission {
     pub memory: Arc<Budget>,
     /// Open files, for connections on either side.
     pub files: Arc<Permits>,
+    /// Answers that are read on after their clients have left.
+    pub drains: Arc<Permits>,
 }
 
 /// How much of each there is.
@@ -60,6 +63,7 @@ impl Admission {
             addresses: Addresses::new(),
             memory: Budget::new(sizes.memory),
             files: Permits::new(sizes.files),
+            drains: Permits::new(USAGE_DRAINS),
         }
     }
 

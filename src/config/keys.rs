@@ -103,6 +103,7 @@ const KEYS: &[&str] = &[
     "route.repeatable",
     "route.body_buffer",
     "route.usage",
+    "route.usage_drain",
     "route.resume",
 ];
 

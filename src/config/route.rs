@@ -50,6 +50,8 @@ pub struct Route {
     pub body_buffer: u64,
     /// What is done about the tokens that its answers take.
     pub usage: UsageRule,
+    /// How long an answer is read on after its client has left, to learn its usage; `None` = not at all.
+    pub usage_drain: Option<Duration>,
     /// True if streams survive their client and can be taken up again.
     pub resume: bool,
 }
@@ -165,6 +167,7 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=super::LONG
 /// How they may be balanced; what is shorter or faster is known of one upstream's endpoints only.
 const BALANCE: [(&str, Balance); 2] =
     [("ordered", Balance::Ordered), ("weighted", Balance::Weighted)];
+const DRAIN: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 const DEFAULT_PATH: &str = "/v1/{*rest}";
 
 impl Route {
@@ -187,6 +190,7 @@ impl Route {
             repeatable: false,
             body_buffer: 1 << 20,
             usage: UsageRule::Off,
+            usage_drain: None,
             resume: false,
         }
     }
@@ -267,6 +271,7 @@ fn read_one(
     route.timeout = r.duration_or_off(s, "timeout", &TIMEOUT, route.timeout);
     route.repeatable = r.flag(s, "repeatable", route.repeatable);
     route.body_buffer = r.size(s, "body_buffer", 0..=1 << 30, route.body_buffer);
+    route.usage_drain = r.duration_or_off(s, "usage_drain", &DRAIN, route.usage_drain);
     route.resume = r.flag(s, "resume", route.resume);
 
     if route.resume {

@@ -185,6 +185,7 @@ timeout = "22s"
 repeatable = true
 body_buffer = "23KiB"
 usage = "inject"
+usage_drain = "37s"
 resume = true
 "#;
 
@@ -358,6 +359,7 @@ fn messages() -> Route {
         repeatable: true,
         body_buffer: 23 << 10,
         usage: UsageRule::Inject,
+        usage_drain: Some(Duration::from_secs(37)),
         resume: true,
     }
 }
@@ -457,6 +459,7 @@ tenants = []
 timeout = "off"
 body_buffer = "1MiB"
 usage = "off"
+usage_drain = "off"
 resume = false
 "#;
     assert_eq!(config(stated), config(&with("")));
@@ -488,7 +491,7 @@ fn document(key: &str, value: &str) -> String {
 
 #[test]
 fn every_key_of_the_contract_is_known_and_read() {
-    assert_eq!(keys().len(), 98);
+    assert_eq!(keys().len(), 99);
     for key in keys() {
         // No key takes a float, so each reader must object, and at its own key.
         let found = faults(&document(key, "1.5"));
@@ -766,6 +769,7 @@ fn faults_of_routes() {
         ("family = \"open-ai\"", "family", "did you mean \"openai\"?"),
         ("heartbeat_style = \"comments\"", "heartbeat_style", "did you mean \"comment\"?"),
         ("usage = \"on\"", "usage", "not one of off, count, inject"),
+        ("usage_drain = \"1h\"", "usage_drain", "write 100ms to 10m or \"off\""),
         ("resume = \"yes\"", "resume", "true or false without quotes, found a string"),
         ("pth = \"/\"", "pth", "nearest valid key: path"),
     ] {

@@ -48,7 +48,7 @@ pub fn admit(
     route: &Route,
     identity: &Identity,
 ) -> Result<Held, Failure> {
-    if gateway.draining.get() {
+    if gateway.ground.draining.get() {
         let text = "the gateway shuts down; try again, another instance will answer";
         return Err(Failure::new(Kind::Draining, text));
     }

@@ -34,8 +34,6 @@ use crate::wire::wheel::Wheel;
 pub struct Gateway {
     /// Time, wheel and metrics.
     pub ground: Rc<Ground>,
-    /// Set from the moment a drain begins.
-    pub draining: Cell<bool>,
     plan: RefCell<Rc<Plan>>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) fault: Option<FaultHook>,
@@ -71,10 +69,11 @@ impl Gateway {
                 cells: cells.clone(),
                 memory: shared.admission.memory.clone(),
                 live: Live::default(),
+                drains: shared.admission.drains.clone(),
+                draining: Cell::new(false),
                 cutting: Rc::default(),
                 scratch: Scratch::default(),
             }),
-            draining: Cell::new(false),
             plan: RefCell::new(plan),
             admission: shared.admission.clone(),
             fault: shared.fault,
@@ -171,9 +170,10 @@ impl Gateway {
         }
     }
 
-    /// A drain has begun: nothing new is admitted, and connections close after their response.
+    /// A drain has begun: nothing new is admitted, connections close after their response, and nothing is
+    /// read on for clients that have left.
     pub fn drain(&self) {
-        self.draining.set(true);
+        self.ground.draining.set(true);
         self.ground.wheel.expire_all();
     }
 

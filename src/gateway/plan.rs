@@ -109,6 +109,7 @@ pub fn routes(config: &Config, slots: &Slots) -> Vec<Route> {
                 idle: stream.idle,
                 total: stream.total,
                 max_event: stream.max_event,
+                usage_drain: route.usage_drain,
             },
             targets: targets(index, route),
         }),

@@ -158,7 +158,7 @@ impl Watch {
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let ground = &self.gateway.ground;
-        if self.gateway.draining.get() && !self.told {
+        if self.gateway.ground.draining.get() && !self.told {
             self.told = true;
             Pin::new(&mut *hyper).graceful_shutdown();
         }

@@ -107,7 +107,7 @@ impl Watch {
             self.idle_since = now;
         }
         let expired = !live && now >= self.idle_since.after(limits::CLIENT_IDLE);
-        if (gateway.draining.get() || expired) && self.closing_since.is_none() {
+        if (gateway.ground.draining.get() || expired) && self.closing_since.is_none() {
             self.closing_since = Some(now);
             self.connection.graceful_shutdown();
         }

@@ -95,7 +95,7 @@ pub fn take(slot: &Slot, io: &IoState) -> Option<Offer> {
 /// Starts the relay of `offer` on `io`; hyper had read `read` behind the request.
 pub fn start(offer: Offer, mut io: ClientIo, read: Bytes, seat: Seat, floor: Rc<Floor>) {
     let Offer { head, body, keep_alive, .. } = offer;
-    let keep_alive = keep_alive && !floor.gateway.draining.get();
+    let keep_alive = keep_alive && !floor.gateway.ground.draining.get();
     let (mut parts, ()) = head.into_parts();
     parts.headers.remove(header::CONNECTION);
     if !parts.headers.contains_key(header::DATE) {
@@ -132,7 +132,7 @@ impl Future for Streaming {
 /// What becomes of a connection whose response is over.
 fn over(verdict: Verdict, relay: Relay<ClientIo>, seat: Seat, floor: Rc<Floor>) {
     let (io, read) = relay.into_parts();
-    let draining = floor.gateway.draining.get();
+    let draining = floor.gateway.ground.draining.get();
     match verdict {
         Verdict::Gone => {}
         Verdict::Cut(Cut::Reset) => io.reset(),

@@ -27,7 +27,8 @@ pub enum ClientBody {
 
 /// A stream on its way to the client.
 pub struct StreamBody {
-    stream: Box<Stream>,
+    /// `None` once it was taken for another sink.
+    stream: Option<Box<Stream>>,
     control: Rc<Control>,
     piece: Piece,
 }
@@ -53,7 +54,7 @@ impl ClientBody {
 
     /// The body that `stream` gives.
     pub fn stream(stream: Stream, control: Rc<Control>) -> ClientBody {
-        let stream = Box::new(stream);
+        let stream = Some(Box::new(stream));
         ClientBody::Stream(StreamBody { stream, control, piece: Piece::default() })
     }
 }
@@ -61,18 +62,18 @@ impl ClientBody {
 impl StreamBody {
     /// The request's record.
     pub fn life(&mut self) -> &mut Life {
-        self.stream.life()
+        stream(&mut self.stream).life()
     }
 
     /// Whether it is a stream of events.
     pub fn is_events(&self) -> bool {
-        self.stream.is_events()
+        self.stream.as_ref().is_some_and(|stream| stream.is_events())
     }
 
     /// The stream, for another sink. Nothing may have been asked of this one.
-    pub fn into_stream(self) -> Box<Stream> {
+    pub fn into_stream(mut self) -> Box<Stream> {
         debug_assert!(self.piece.0.is_empty(), "a body that gave something stays with hyper");
-        self.stream
+        self.stream.take().expect(WHOLE)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -80,12 +81,13 @@ impl StreamBody {
         // hyper stops asking when it likes to: what the upstream's connection may fill then counts as
         // soon as the socket takes nothing.
         let blocked = self.control.io().blocked_since().is_some();
-        self.control.takes(if blocked { self.stream.unread() } else { 0 });
+        let stream = stream(&mut self.stream);
+        self.control.takes(if blocked { stream.unread() } else { 0 });
         if self.control.full() {
             return Poll::Pending;
         }
         if self.piece.0.is_empty() {
-            match std::task::ready!(self.stream.poll_fill_guarded(cx, &mut self.piece)) {
+            match std::task::ready!(stream.poll_fill_guarded(cx, &mut self.piece)) {
                 Fill::Data => {}
                 Fill::End(End::Clean) => return Poll::Ready(None),
                 Fill::End(End::Cut) => {
@@ -97,6 +99,20 @@ impl StreamBody {
         let bytes = self.piece.0.split_to(self.piece.0.len().min(limits::PIECE));
         self.control.gave(bytes.len());
         Poll::Ready(Some(bytes))
+    }
+}
+
+const WHOLE: &str = "only a body that is gone has no stream";
+
+fn stream(stream: &mut Option<Box<Stream>>) -> &mut Stream {
+    stream.as_mut().expect(WHOLE)
+}
+
+impl Drop for StreamBody {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.leave();
+        }
     }
 }
 

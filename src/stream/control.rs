@@ -226,6 +226,12 @@ impl Control {
         self.attempts.get() > 0
     }
 
+    /// Its client has left: nothing waits for it any more.
+    pub fn left(&self) {
+        self.account(false);
+        self.timer.get().into_iter().for_each(Timer::clear);
+    }
+
     /// How often the request was sent, 1 if it never was.
     pub fn attempts(&self) -> u32 {
         self.attempts.get().max(1).into()

@@ -30,6 +30,7 @@ use crate::upstream::download::Data;
 use crate::wire::sse::{self, Fed, Tracker};
 use crate::wire::wheel::{Tick, Timer};
 
+mod drain;
 #[cfg(test)]
 pub(in crate::stream) mod tests;
 

@@ -39,6 +39,14 @@ pub struct Frames {
     place: u64,
 }
 
+impl Drop for Frames {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.leave();
+        }
+    }
+}
+
 /// What became of what waited, in one step.
 #[derive(Default)]
 struct Step {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admission::budget::Budget;
+use crate::admission::permit::Permits;
 use crate::clock::Clock;
 use crate::config::HeartbeatStyle;
 use crate::error::{Failure, Kind};
@@ -32,6 +33,8 @@ pub struct Rules {
     pub total: Duration,
     /// Largest event, bytes.
     pub max_event: usize,
+    /// How long an answer is read on after its client has left, to learn its usage; `None`: not at all.
+    pub usage_drain: Option<Duration>,
 }
 
 impl Rules {
@@ -68,6 +71,10 @@ pub struct Ground {
     pub memory: Arc<Budget>,
     /// The streams that live on this worker.
     pub live: Live,
+    /// Places for answers that are read on after their clients have left, shared by all workers.
+    pub drains: Arc<Permits>,
+    /// Set from the moment the process drains.
+    pub draining: Cell<bool>,
     /// Set when the drain deadline has passed.
     pub cutting: Rc<Cell<bool>>,
     /// Where sockets are read into.

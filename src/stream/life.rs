@@ -220,6 +220,26 @@ impl Life {
         }
     }
 
+    /// Its client has left. Whether reading on may bring to light what the answer takes; then how it ended
+    /// is noted now.
+    pub fn leaves(&mut self) -> bool {
+        let left = matches!(self.row.control.ended(), None | Some(Reason::ClientStalled));
+        let missing = self.notes.usage.as_ref().is_some_and(|usage| usage.is_missing());
+        if self.reason.is_some() || !left || !missing {
+            return false;
+        }
+        self.end(self.row.control.ended().unwrap_or(Reason::ClientClosed));
+        self.row.control.left();
+        true
+    }
+
+    /// The upstream sent `bytes` at `now`, of which nobody gets anything.
+    pub fn drained(&mut self, bytes: &[u8], now: Moment) {
+        self.row.active.set(now);
+        self.ground.cells.bytes(Direction::In, Side::Upstream).add(bytes.len() as u64);
+        self.reads(bytes);
+    }
+
     /// What goes on to the client in place of `bytes`; `None`: they do.
     pub fn instead(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         self.usage()?.instead(bytes)
@@ -335,6 +355,11 @@ impl Drop for Life {
         let reason = self.reason.or_else(|| self.row.control.ended()).unwrap_or(left);
         let duration = self.ground.clock.now().since(self.row.started);
         let cells = &self.ground.cells;
+        // Whoever sees that it has ended sees what it took.
+        if let Some(usage) = &self.notes.usage {
+            let sent = self.row.control.was_sent();
+            usage.settle(&self.notes.held, cells, reason, sent, self.ground.clock.now());
+        }
         let (route, upstream) =
             (cells.route(target.route_index), cells.upstream(target.upstream_index));
         route.streams_live.sub(1);
@@ -348,10 +373,6 @@ impl Drop for Life {
         }
         if let Some(upload) = &self.notes.upload {
             self.count_upload(upload);
-        }
-        if let Some(usage) = &self.notes.usage {
-            let sent = self.row.control.was_sent();
-            usage.settle(&self.notes.held, cells, reason, sent, self.ground.clock.now());
         }
         let trace_id = u128::from_be_bytes(self.notes.trace_id);
         log::stream_end(&StreamEnd {

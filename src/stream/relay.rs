@@ -84,8 +84,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         Relay { line, stream, pipelined, ended: None, fresh: true, keep_alive }
     }
 
-    /// The connection, and what the client sent behind its request.
+    /// The connection, and what the client sent behind its request. The stream is left, if it has not
+    /// ended.
     pub fn into_parts(self) -> (Io, Vec<u8>) {
+        self.stream.leave();
         (self.line.io, self.pipelined.map(|read| *read).unwrap_or_default())
     }
 

@@ -20,10 +20,20 @@ pub struct Usage {
     slot: u16,
     /// It counts as unknown if nobody tells it.
     expected: bool,
-    /// The answer is encoded.
-    unreadable: bool,
+    answer: Answer,
     /// Withholds what the gateway asked for and the client did not.
     chunk: Option<Box<UsageChunk>>,
+}
+
+/// What is known of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It can be read.
+    Readable,
+    /// It is encoded.
+    Encoded,
+    /// It was read to its end after its client had left.
+    Complete,
 }
 
 /// The slot of what is read for the tenant's limit alone.
@@ -34,7 +44,7 @@ impl Usage {
     /// answers, so that an answer without usage is worth telling.
     pub fn new(slot: Option<u16>, expected: bool) -> Usage {
         let slot = slot.unwrap_or(NOWHERE);
-        Usage { scan: UsageScan::default(), slot, expected, unreadable: false, chunk: None }
+        Usage { scan: UsageScan::default(), slot, expected, answer: Answer::Readable, chunk: None }
     }
 
     /// The gateway has asked for the stream's usage: its client does not get to see it.
@@ -61,14 +71,29 @@ impl Usage {
 
     /// The answer went on with `bytes`.
     pub fn reads(&mut self, bytes: &[u8]) {
-        if !self.unreadable {
+        if self.answer != Answer::Encoded {
             self.scan.feed(bytes);
         }
     }
 
     /// The answer is encoded.
     pub fn unreadable(&mut self) {
-        self.unreadable = true;
+        self.answer = Answer::Encoded;
+    }
+
+    /// It was read to its end, though its client has left.
+    pub(super) fn completed(&mut self) {
+        self.answer = Answer::Complete;
+    }
+
+    /// Whether reading on may bring to light what is not known yet.
+    pub(super) fn is_missing(&self) -> bool {
+        self.expected && self.answer == Answer::Readable && self.known(false).is_none()
+    }
+
+    /// Whether it is known, though its client has left.
+    pub(super) fn is_learned(&self) -> bool {
+        self.known(false).is_some()
     }
 
     /// No model worked on it.
@@ -79,7 +104,7 @@ impl Usage {
     /// What was told, if it stands: a sum is told at the end only; where there is none, as in
     /// Anthropic's API, numbers are provisional until the answer is complete.
     fn known(&self, complete: bool) -> Option<Told> {
-        let told = self.scan.told();
+        let (told, complete) = (self.scan.told(), complete || self.answer == Answer::Complete);
         (told.total.is_some() || complete && told.input.is_some()).then_some(told)
     }
 
@@ -108,7 +133,7 @@ impl Usage {
     fn why(&self, reason: Reason) -> UsageUnknown {
         match reason {
             Reason::ClientClosed | Reason::ClientStalled => UsageUnknown::ClientLeft,
-            Reason::Completed if self.unreadable => UsageUnknown::NotRead,
+            Reason::Completed if self.answer == Answer::Encoded => UsageUnknown::NotRead,
             Reason::Completed => UsageUnknown::NotSent,
             Reason::UpstreamError
             | Reason::UpstreamTruncated

@@ -15,7 +15,7 @@ use super::slots::Table;
 use crate::limits;
 
 pub use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    BreakerState, ConnState, ConnectResult, Direction, DrainResult, Path, Proto, Reason, Rejection,
     ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 
@@ -324,6 +324,8 @@ pub struct Cells {
     pub backlog_bytes: Gauge,
     /// Streams whose client takes nothing now.
     pub stalled_streams: Gauge,
+    /// Answers that are read on for their usage now.
+    pub usage_drains: Gauge,
     /// Bytes in event logs now.
     pub log_bytes: Gauge,
     /// Our own time per chunk: upstream read to client write.
@@ -333,6 +335,7 @@ pub struct Cells {
     bytes: [[Counter; Side::COUNT]; Direction::COUNT],
     rejections: [Counter; Rejection::COUNT],
     paths: [Counter; Path::COUNT],
+    drained: [Counter; DrainResult::COUNT],
     resumes: [Counter; ResumeResult::COUNT],
 }
 
@@ -347,12 +350,14 @@ impl Cells {
             heartbeats: Counter::default(),
             backlog_bytes: Gauge::default(),
             stalled_streams: Gauge::default(),
+            usage_drains: Gauge::default(),
             log_bytes: Gauge::default(),
             chunk_relay: Histogram::new(&names::OWN_TIME),
             overhead: Histogram::new(&names::OWN_TIME),
             bytes: Default::default(),
             rejections: Default::default(),
             paths: Default::default(),
+            drained: Default::default(),
             resumes: Default::default(),
         };
         cells.grow(shape);
@@ -403,6 +408,11 @@ impl Cells {
     /// `tidegate_stream_paths_total`.
     pub fn paths(&self, path: Path) -> &Counter {
         &self.paths[path.index()]
+    }
+
+    /// `tidegate_usage_drains_total`.
+    pub fn drained(&self, result: DrainResult) -> &Counter {
+        &self.drained[result.index()]
     }
 
     /// Connections and requests that this limit or rule refused.

@@ -161,6 +161,18 @@ closed_list! {
 }
 
 closed_list! {
+    /// What came of an answer whose client had left before its usage was known.
+    DrainResult {
+        /// It was read on, and told its usage.
+        Learned = "learned",
+        /// It was read on, and did not.
+        NotLearned = "not_learned",
+        /// Too many others were being read on.
+        NoRoom = "no_room",
+    }
+}
+
+closed_list! {
     /// Outcome of opening one upstream connection.
     ConnectResult {
         /// Connected, TLS handshake included.
@@ -353,6 +365,7 @@ mod tests {
             ReloadResult::LABELS,
             TokenKind::LABELS,
             UsageUnknown::LABELS,
+            DrainResult::LABELS,
         ];
         for list in lists {
             let unique: std::collections::BTreeSet<_> = list.iter().collect();

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    BreakerState, ConnState, ConnectResult, Direction, DrainResult, Path, Proto, Reason, Rejection,
     ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 
@@ -202,6 +202,10 @@ table! {
         "Tokens used, as upstreams told of them.";
     UsageUnknowns = "tidegate_usage_unknown_total", Kind::Counter, ["tenant", "model", "reason"],
         "Answers of models of which nobody knows how many tokens they took.";
+    UsageDrainsLive = "tidegate_usage_drains_live", Kind::Gauge, [],
+        "Answers whose clients have left that are being read on to learn their usage.";
+    UsageDrains = "tidegate_usage_drains_total", Kind::Counter, ["result"],
+        "Answers whose clients left before their usage was known, where usage_drain is set.";
     Resumes = "tidegate_resumes_total", Kind::Counter, ["result"],
         "Requests to continue a stream, by outcome.";
     LogBytes = "tidegate_log_bytes", Kind::Gauge, [],
@@ -242,6 +246,7 @@ const CLOSED: &[(&str, &str, &[&str])] = &[
     ("tidegate_breaker_state", "state", BreakerState::LABELS),
     ("tidegate_upstream_connects_total", "result", ConnectResult::LABELS),
     ("tidegate_resumes_total", "result", ResumeResult::LABELS),
+    ("tidegate_usage_drains_total", "result", DrainResult::LABELS),
     ("tidegate_config_reloads_total", "result", ReloadResult::LABELS),
 ];
 

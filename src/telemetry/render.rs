@@ -21,7 +21,7 @@ use super::cells::{
     Cells, Counter, Gauge, Histogram, Observed, RouteCells, Shape, UpstreamCells, UsageCells,
 };
 use super::labels::{
-    BreakerState, ConnState, ConnectResult, Direction, Path, Proto, Reason, Rejection,
+    BreakerState, ConnState, ConnectResult, Direction, DrainResult, Path, Proto, Reason, Rejection,
     ReloadResult, ResumeResult, RetryReason, Side, StatusClass, TokenKind, UsageUnknown,
 };
 use super::log;
@@ -253,6 +253,10 @@ impl<'a> Look<'a> {
             }),
             UsageUnknowns => self.usage(|tenant, model, u| {
                 each(UsageUnknown::ALL, |r| f.counter([tenant, model, r.as_str()], u.unknown(r)));
+            }),
+            UsageDrainsLive => self.cells(|c| f.gauge([], &c.usage_drains)),
+            UsageDrains => self.cells(|c| {
+                each(DrainResult::ALL, |r| f.counter([r.as_str()], c.drained(r)));
             }),
             LogBytes => self.cells(|c| f.gauge([], &c.log_bytes)),
             BreakerStates | ConfigReloads | LogLinesDropped | BuildInfo | MemoryBytes => {

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::cells::{
-    BreakerState, Cells, ConnState, ConnectResult, Direction, Histogram, Proto, Rejection,
-    ReloadResult, ResumeResult, RetryReason, Shape, Side, StatusClass, TokenKind, UsageUnknown,
+    BreakerState, Cells, ConnState, ConnectResult, Direction, DrainResult, Histogram, Proto,
+    Rejection, ReloadResult, ResumeResult, RetryReason, Shape, Side, StatusClass, TokenKind,
+    UsageUnknown,
 };
 use super::log::{Format, StreamEnd, stream_end};
 use super::names::{self, Kind, Name, closed_values};
@@ -154,6 +155,8 @@ fn fill(cells: &Cells) {
     cells.heartbeats.add(12);
     cells.backlog_bytes.add(13);
     cells.stalled_streams.add(14);
+    cells.usage_drains.add(20);
+    DrainResult::ALL.iter().for_each(|result| cells.drained(*result).add(21));
     cells.log_bytes.add(15);
     cells.chunk_relay.observe(Duration::from_micros(15));
     cells.overhead.observe(Duration::from_micros(150));
@@ -252,6 +255,8 @@ fn workers_are_added_up() {
     assert_eq!(get("heartbeats_total", &[]), 124.0);
     assert_eq!(get("backlog_bytes", &[]), 26.0);
     assert_eq!(get("stalled_streams", &[]), 28.0);
+    assert_eq!(get("usage_drains_live", &[]), 40.0);
+    assert_eq!(get("usage_drains_total", &[("result", "no_room")]), 42.0);
     assert_eq!(get("log_bytes", &[]), 30.0);
     assert_eq!(get("rejections_total", &[("limit", "no_route")]), 32.0);
     assert_eq!(get("resumes_total", &[("result", "gone")]), 34.0);

@@ -148,6 +148,26 @@ async fn what_may_have_been_used_stays_charged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_learned_after_the_client_left_is_charged_in_place_of_the_estimate() {
+    for http in [Http::H1, Http::H2] {
+        let route = "usage_drain = \"1m\"".to_owned();
+        let metered = Metered::start(Setup { route, ..Setup::default() }).await;
+        let mut client = metered.stage.client(http).await;
+        let fields = [
+            ("authorization", metered.bearer.as_str()),
+            ("sim-interval", "50ms"),
+            ("sim-count", "40"),
+        ];
+        let asked = body("m", Some(2_000), true, true);
+        let mut live = client.start("POST", CHAT, &fields, asked).await.head().await;
+        live.until("\"seq\":2").await;
+        drop(live);
+        drop(client);
+        metered.assert_used(PROMPT + 40, "it was read on").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_model_worked_on_is_given_back() {
     let metered = Metered::start(Setup::default()).await;
     let asked = || body("m", Some(2_000), true, false);

@@ -163,6 +163,8 @@ async fn stream(simulator: SocketAddr) -> Stream {
         cells,
         memory: Budget::new(1 << 20),
         live: Live::default(),
+        drains: Permits::new(1),
+        draining: Cell::default(),
         cutting: Rc::default(),
         scratch: Scratch::default(),
     });
@@ -175,6 +177,7 @@ async fn stream(simulator: SocketAddr) -> Stream {
         idle: 60 * second,
         total: 600 * second,
         max_event: 1 << 20,
+        usage_drain: None,
     };
     let life = Life::begin(Birth {
         ground,

@@ -5,6 +5,7 @@ use std::task::Waker;
 
 use super::*;
 use crate::admission::budget::Budget;
+use crate::admission::permit::Permits;
 use crate::stream::ground::Scratch;
 use crate::stream::life::Live;
 use crate::telemetry::{Cells, Shape};
@@ -32,6 +33,8 @@ impl Bench {
             cells: cells.clone(),
             memory: memory.clone(),
             live: Live::default(),
+            drains: Permits::new(1),
+            draining: Cell::default(),
             cutting: Rc::default(),
             scratch: Scratch::default(),
         });

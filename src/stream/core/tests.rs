@@ -2,10 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
+use super::drain::Drain;
 use super::*;
 use crate::admission::budget::Budget;
 use crate::admission::held::Held;
@@ -17,6 +20,7 @@ use crate::stream::ground::{Ground, Rules, Scratch};
 use crate::stream::life::{Birth, Live, Place, Target};
 use crate::stream::source::Said;
 use crate::stream::usage::Usage;
+use crate::telemetry::cells::{DrainResult, TokenKind, UsageUnknown};
 use crate::telemetry::{Cells, Shape};
 use crate::wire::wheel::Wheel;
 
@@ -48,10 +52,10 @@ impl Bench {
         let wheel = Wheel::new();
         wheel.advance(Tick(clock.now().ticks()));
         let shape = Shape {
+            usage: vec![("*".into(), "*".into())],
             listeners: vec!["l".into()],
             upstreams: vec!["u".into()],
             routes: vec![("r".into(), 0)],
-            ..Shape::default()
         };
         let cells = Arc::new(Cells::new(&shape));
         let ground = Rc::new(Ground {
@@ -60,6 +64,8 @@ impl Bench {
             cells: cells.clone(),
             memory: Budget::new(usize::MAX),
             live: Live::default(),
+            drains: Permits::new(1),
+            draining: Cell::default(),
             cutting: Rc::default(),
             scratch: Scratch::default(),
         });
@@ -70,6 +76,7 @@ impl Bench {
             idle: Duration::from_secs(40),
             total: Duration::from_secs(600),
             max_event: 1000,
+            usage_drain: Some(Duration::from_secs(20)),
         };
         let permits = Permits::new(1);
         let patience = Patience { client_stall: Duration::from_secs(30), backlog: 65536 };
@@ -137,11 +144,13 @@ impl Bench {
         stream.poll_prime(&mut cx, commit_at).map_err(|failure| failure.kind)
     }
 
-    /// The gateway has asked for the stream's usage.
+    /// The gateway has asked for the stream's usage, and counts it.
     fn asks_for_usage(mut self) -> Bench {
-        let mut usage = Usage::new(None, true);
+        let mut usage = Usage::new(Some(0), true);
         usage.asked();
-        self.stream.as_mut().expect("not dropped").life().uses(usage);
+        let stream = self.stream.as_mut().expect("not dropped");
+        stream.control().attempt(1);
+        stream.life().uses(usage);
         self
     }
 
@@ -463,4 +472,126 @@ fn a_stream_that_begins_with_what_is_withheld_begins() {
     let stream = bench.stream.as_ref().expect("not dropped");
     let ahead: Vec<u8> = stream.ahead.iter().flatten().copied().collect();
     assert_eq!(ahead, [b"\xEFx\n\n", EVENT].concat(), "what was no byte order mark is not lost");
+}
+
+/// Drains that ended so, and tokens that were counted.
+fn drained(bench: &Bench, result: DrainResult) -> (u64, u64) {
+    let cells = &bench.ground.cells;
+    let tokens = TokenKind::ALL.iter().map(|kind| cells.usage(0).tokens(*kind).get());
+    (cells.drained(result).get(), tokens.sum())
+}
+
+fn poll(drain: &mut Option<Drain>) -> Poll<()> {
+    let mut cx = Context::from_waker(Waker::noop());
+    Pin::new(drain.as_mut().expect("it is read on")).poll(&mut cx)
+}
+
+#[test]
+fn a_stream_without_its_client_is_read_on_to_learn_its_usage() {
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.says(EVENT);
+    bench.fill();
+    let mut drain = bench.take().drain();
+    assert!(poll(&mut drain).is_pending());
+    let live = |bench: &Bench| (bench.permits.used(), bench.ground.cells.usage_drains.get());
+    assert_eq!(live(&bench), (1, 1), "it keeps its place");
+    for n in 0..40 {
+        bench.says(EVENT);
+        assert!(n % 20 != 19 || poll(&mut drain).is_pending());
+    }
+    bench.says(&[USAGE, DONE].concat());
+    assert!(poll(&mut drain).is_pending(), "others get their turn");
+    while poll(&mut drain).is_pending() && !bench.said.borrow().is_empty() {}
+    assert!(poll(&mut drain).is_pending(), "the end is still to come");
+    bench.ends();
+    assert_eq!(poll(&mut drain), Poll::Ready(()));
+    drop(drain);
+    assert_eq!(live(&bench), (0, 0));
+    assert_eq!(drained(&bench, DrainResult::Learned), (1, 3));
+    assert_eq!(bench.settle(), [Reason::ClientClosed], "the client has not got it, whatever came");
+    assert_eq!(bench.ground.cells.usage(0).unknown(UsageUnknown::ClientLeft).get(), 0);
+}
+
+#[test]
+fn reading_on_ends_with_its_time_and_with_every_limit() {
+    type End = fn(&Bench);
+    let ends: [(&str, End); 7] = [
+        ("its time is up", |bench| bench.pass(seconds(20) + limits::TICK)),
+        ("the process drains", |bench| bench.ground.draining.set(true)),
+        ("the process ends", |bench| bench.ground.cutting.set(true)),
+        ("it ends", |bench| bench.ends()),
+        ("it breaks", |bench| bench.fails(Kind::Truncated)),
+        ("an event is too long", |bench| {
+            bench.says(&[b"data: ", [b'x'; 2000].as_slice()].concat())
+        }),
+        ("it is too old", |bench| bench.pass(seconds(19))),
+    ];
+    for (what, end) in ends {
+        let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+        for _ in 0..if what == "it is too old" { 31 } else { 1 } {
+            bench.says(EVENT);
+            bench.fill();
+            bench.pass(seconds(if what == "it is too old" { 19 } else { 1 }));
+        }
+        bench.says(EVENT);
+        bench.fill();
+        let mut drain = bench.take().drain();
+        assert!(poll(&mut drain).is_pending(), "{what}");
+        end(&bench);
+        assert_eq!(poll(&mut drain), Poll::Ready(()), "{what}");
+        drop(drain);
+        assert_eq!(drained(&bench, DrainResult::NotLearned), (1, 0), "{what}");
+        assert_eq!(bench.settle(), [Reason::ClientClosed], "{what}");
+        let unknown = bench.ground.cells.usage(0).unknown(UsageUnknown::ClientLeft);
+        assert_eq!(unknown.get(), 1, "{what}");
+    }
+}
+
+#[test]
+fn an_end_mark_is_waited_behind_as_ever() {
+    let mut bench = Bench::new(Some(Family::Anthropic)).asks_for_usage();
+    bench.says(
+        b"event: message_start\ndata: {\"usage\":{\"input_tokens\":4,\"output_tokens\":1}}\n\n",
+    );
+    bench.fill();
+    let mut drain = bench.take().drain();
+    bench.says(b"event: message_delta\ndata: {\"usage\":{\"output_tokens\":6}}\n\n");
+    bench.says(b"event: message_stop\ndata: {}\n\n");
+    assert!(poll(&mut drain).is_pending());
+    bench.pass(limits::AFTER_TERMINAL + limits::TICK);
+    assert_eq!(poll(&mut drain), Poll::Ready(()));
+    drop(drain);
+    assert_eq!(drained(&bench, DrainResult::Learned), (1, 10), "what was told at its end");
+}
+
+#[test]
+fn what_is_known_or_wanted_by_nobody_is_not_read_on_nor_more_than_there_are_places_for() {
+    let begun = |bench: &mut Bench, text: &[u8]| {
+        bench.says(text);
+        bench.fill();
+        bench.take().drain().is_some()
+    };
+    let mut bench = Bench::new(Some(Family::OpenAi));
+    assert!(!begun(&mut bench, EVENT), "nobody counts it");
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    assert!(!begun(&mut bench, USAGE), "it is known");
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    assert!(!begun(&mut bench, DONE), "it is complete");
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.stream.as_ref().expect("not dropped").control().end(Reason::Limit);
+    assert!(!begun(&mut bench, EVENT), "it was cut for its memory");
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.stream.as_ref().expect("not dropped").control().end(Reason::ClientStalled);
+    assert!(begun(&mut bench, EVENT), "a client that stalls has left as well");
+    assert_eq!(bench.settle(), [Reason::ClientStalled]);
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    bench.stream.as_mut().expect("not dropped").source =
+        Source::Awaiting(Box::pin(std::future::pending()));
+    assert!(!begun(&mut bench, EVENT), "there is no answer yet");
+    let mut bench = Bench::new(Some(Family::OpenAi)).asks_for_usage();
+    let place = bench.ground.drains.take();
+    assert!(!begun(&mut bench, EVENT), "others have all places");
+    assert_eq!(drained(&bench, DrainResult::NoRoom), (1, 0));
+    assert_eq!(bench.ground.cells.usage_drains.get(), 0);
+    drop(place);
 }
