@@ -117,7 +117,7 @@ impl Gateway {
     }
 
     fn warm(&self) {
-        if !self.draining.get() {
+        if !self.ground.draining.get() {
             self.plan().upstreams.iter().for_each(|upstream| upstream.warm());
         }
     }

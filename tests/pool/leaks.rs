@@ -31,7 +31,7 @@ fn an_answer_that_is_never_let_go_of_is_counted_once() {
             let config = Arc::new(loaded.config);
             let roots = rustls::RootCertStore::empty();
             let tls = vec![ClientTls::new(&roots, None, None).expect("nothing to read")];
-            let slots = Slots { upstreams: vec![0], routes: vec![vec![0]] };
+            let slots = Slots { upstreams: vec![0], routes: vec![vec![0]], ..Slots::default() };
             let sizes = Sizes { files: 100, ..terms::sizes(&config.limits) };
             let shared = Shared {
                 admission: Arc::new(Admission::new(&sizes)),
