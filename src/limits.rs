@@ -34,6 +34,9 @@ pub const CLIENT_HEAD_FIELDS: u16 = 100;
 /// is sent with its length known and is known to be well framed.
 pub const BODY_PREFETCH: usize = 64 * 1024;
 
+/// Least room for one read of a stream whose client lags, bytes.
+pub const READ_LEAST: usize = 1024;
+
 /// Bytes of a response after which its head is committed even without a first event.
 pub const COMMIT_BYTES: usize = 16 * 1024;
 /// Largest piece of a response handed to a client's connection at once, bytes.

@@ -301,6 +301,15 @@ impl Control {
         bytes >= self.backlog as usize || bytes > 0 && self.ground.memory.excess() > 0
     }
 
+    /// How much may be read at once while `bytes` bytes wait for the client, so that they become no more
+    /// than may wait; a little at least, since reads cost what they cost.
+    pub fn room(&self, bytes: usize) -> usize {
+        if bytes == 0 {
+            return usize::MAX;
+        }
+        (self.backlog as usize).saturating_sub(bytes).max(limits::READ_LEAST)
+    }
+
     /// Asks for the unclean end.
     pub fn cut(&self) {
         if let Phase::Open = self.phase.get() {

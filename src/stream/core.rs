@@ -39,6 +39,11 @@ pub trait Out {
     /// Bytes that are valid during the call only.
     fn put(&mut self, bytes: &[u8]);
 
+    /// How many bytes it has room for; what comes in pieces of its own may be more.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
     /// Bytes that may be kept.
     fn put_owned(&mut self, bytes: Bytes) {
         self.put(&bytes);
@@ -232,7 +237,12 @@ impl Stream {
                 continue;
             }
             let ground = self.life.ground().clone();
-            match ground.scratch.lend(|scratch| self.pull(cx, scratch, out)) {
+            let room = out.room();
+            let pulled = ground.scratch.lend(|scratch| {
+                let room = room.min(scratch.len());
+                self.pull(cx, &mut scratch[..room], out)
+            });
+            match pulled {
                 Poll::Ready(true) => return Poll::Ready(Fill::Data),
                 Poll::Ready(false) => {}
                 Poll::Pending => {

@@ -122,11 +122,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if !self.fresh {
             self.line.push(cx);
         }
-        let full = self.stream.control().enough(self.line.held());
-        if self.ended.is_some() || self.line.broken || full {
+        let (held, control) = (self.line.held(), self.stream.control());
+        if self.ended.is_some() || self.line.broken || control.enough(held) {
             return false;
         }
-        let mut out = Chunks { line: &mut self.line, waker: cx.waker(), fresh: self.fresh };
+        let room = control.room(held);
+        let mut out = Chunks { line: &mut self.line, waker: cx.waker(), fresh: self.fresh, room };
         let fill = self.stream.poll_fill_guarded(cx, &mut out);
         self.fresh = false;
         match fill {
@@ -230,9 +231,15 @@ struct Chunks<'a, Io> {
     waker: &'a Waker,
     /// Only collect: what comes first goes out with the head.
     fresh: bool,
+    /// Bytes that may be kept until the client takes some.
+    room: usize,
 }
 
 impl<Io: AsyncWrite + Unpin> Out for Chunks<'_, Io> {
+    fn room(&self) -> usize {
+        self.room
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         let mut line = [0; SIZE_LINE];
         let size = size_line(bytes.len(), &mut line);
