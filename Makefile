@@ -53,7 +53,7 @@ peers: ## installs the proxies to compare with and shows that each passes stream
 	load/peers/peer install
 	load/peers/check
 
-compare: ## Tidegate and the peers on the same work, some 25 minutes; ARGS="--quick --rounds 1" for a look
+compare: ## Tidegate and the peers on the same work, about half an hour; ARGS="--quick --rounds 1" for a look
 	$(CARGO) build --release --workspace
 	load/compare/run $(ARGS)
 
