@@ -114,7 +114,7 @@ pub async fn answer(
     known.budget.request(&upstream.config.retry);
     let state = body.state();
     let mut course = Course::new(upstream, bounds, outgoing);
-    let mut last = None;
+    let (mut last, mut attempts) = (None, 0);
     loop {
         let start = bounds.clock.now();
         let choice = known.endpoints.choose(course.tried, bounds.key, trace::random(), start);
@@ -122,14 +122,15 @@ pub async fn answer(
             Ok(choice) => choice,
             Err(none) => {
                 let answer = last.unwrap_or_else(|| Err(unavailable(upstream, none)));
-                return Outcome { answer, body: Some(body), attempts: course.attempt };
+                return Outcome { answer, body: Some(body), attempts };
             }
         };
         // The one before is given up only now.
         if last.take().is_some() {
             state.restarted(bounds.wheel.now());
         }
-        began(course.attempt);
+        attempts = course.attempt;
+        began(attempts);
         let copy = if course.may_need_it_again() { body.again() } else { None };
         known.keys.look(start);
         let key = known.keys.put(&mut course.outgoing.headers, start);
@@ -139,7 +140,6 @@ pub async fn answer(
         let limited = tried.status() == Some(StatusCode::TOO_MANY_REQUESTS);
         let other_key =
             limited && key.is_some_and(|key| known.keys.limited(key, tried.retry_after(), start));
-        let attempts = course.attempt;
         let Some(whole) = copy.map(Box::new).or(tried.untouched.take()) else {
             return Outcome { answer: tried.answer, body: None, attempts };
         };

@@ -61,6 +61,21 @@ async fn the_next_upstream_is_asked_when_one_comes_to_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_breaker_leads_to_the_next_upstream_and_asks_nobody() {
+    let (refusing, good) = (bad(false).await, sim(Behaviour::default(), false).await);
+    let breaker = format!("{ONCE}\nbreaker = {{ consecutive = 1, open = \"10m\" }}");
+    let upstreams = [(refusing.addr(), &*breaker), (good.addr(), "")];
+    let gateway = gateway(&upstreams, false, "").await;
+    for _ in 0..3 {
+        assert_eq!(asks(&gateway, &[]).await.status, 200);
+    }
+    assert_eq!((refusing.counts().requests, good.counts().requests), (1, 3));
+    let metrics = scrape::metrics(gateway.ready.admin).await;
+    let left = "tidegate_retries_total{upstream=\"a\",reason=\"fallback\"}";
+    assert_eq!(metrics.get(left), 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_goes_to_the_next_upstream_whole_and_with_the_clients_own_credential() {
     let key = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(key.path(), "ours").expect("written");
