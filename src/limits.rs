@@ -111,9 +111,9 @@ pub const ROUTE_UPSTREAMS: usize = 8;
 /// its reloads; the tokens of further ones are counted together. A pair costs seven series, and 56
 /// bytes on each worker.
 pub const USAGE_PAIRS: usize = 4096;
-/// Log lines that wait for the writing thread; beyond it they are dropped and counted. At about
-/// 500 bytes each this bounds the queue to 4 MiB.
-pub const LOG_LINES: usize = 8192;
+/// Text of the log that waits for the writing thread, bytes: some 4,000 lines. Further lines are
+/// dropped and counted. As much again may be in that thread's hands.
+pub const LOG_QUEUE: usize = 2 << 20;
 
 /// Most that one request is charged of its tenant's tokens, minutes' worth of that limit: a day. A
 /// count that is nonsense does not shut the tenant out until the next start.

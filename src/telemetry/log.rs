@@ -3,15 +3,15 @@
 //! Refuses: header values and content. Therefore the level applies to this crate alone and
 //! dependencies stay at `warn`: below it `h2` writes whole header blocks. Invariant: a reader that
 //! is too slow costs lines, which are counted, never time. Cost: a line is formatted on the
-//! caller's thread and handed over a bounded queue to one writing thread. The lines of ended streams
-//! are as many as requests, and go there without `tracing` where they are JSON ([`super::line`]).
+//! caller's thread and handed over a bounded queue to one writing thread ([`super::lines`]). The lines of
+//! ended streams are as many as requests, and go there without `tracing` where they are JSON
+//! ([`super::line`]).
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Filter, SubscriberExt};
@@ -20,16 +20,18 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use super::labels::Reason;
 use super::line::Pen;
+use super::lines::{self, Lines};
 use crate::limits;
 
 /// What the line of an ended stream says, and where it says to come from.
 pub(super) const MESSAGE: &str = "stream ended";
 pub(super) const TARGET: &str = module_path!();
 
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// The lines of the process, once its log was started.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// The queue for lines of ended streams that pass `tracing` by: there if they are to be JSON.
-static DIRECT: OnceLock<NonBlocking> = OnceLock::new();
+/// The same for lines of ended streams that pass `tracing` by: there if they are to be JSON.
+static DIRECT: OnceLock<&Lines> = OnceLock::new();
 
 /// Sets the level; there once the log of the process was started.
 static LEVEL: OnceLock<Box<dyn Fn(LevelFilter) + Send + Sync>> = OnceLock::new();
@@ -60,7 +62,7 @@ impl Format {
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the log"]
 pub struct LogGuard {
-    _writer: Option<WorkerGuard>,
+    _writer: Option<lines::Guard>,
 }
 
 /// Starts the log of this process on standard output. `level` is one of `off`, `error`, `warn`,
@@ -72,15 +74,9 @@ pub fn init(level: &str, format: Format) -> LogGuard {
         Err(_) => (LevelFilter::INFO, false),
     };
     let terminal = std::io::stdout().is_terminal();
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(limits::LOG_LINES)
-        .thread_name("log")
-        .finish(std::io::stdout());
-    let dropped = writer.error_counter();
-    let direct = format.is_json(terminal).then(|| writer.clone());
+    let (lines, guard) = lines::start(std::io::stdout()).expect("a process can start one thread");
     let (filter, handle) = reload::Layer::new(targets(filter));
-    if layered(filter, format, terminal, writer).try_init().is_err() {
+    if layered(filter, format, terminal, lines.clone()).try_init().is_err() {
         return LogGuard { _writer: None };
     }
     let _ = LEVEL.set(Box::new(move |level| {
@@ -88,9 +84,9 @@ pub fn init(level: &str, format: Format) -> LogGuard {
         let _ = handle.reload(targets(level));
     }));
     // Only the one call that installed its subscriber comes here.
-    let _ = DROPPED.set(dropped);
-    if let Some(queue) = direct {
-        let _ = DIRECT.set(queue);
+    let lines = LINES.get_or_init(|| lines);
+    if format.is_json(terminal) {
+        let _ = DIRECT.set(lines);
     }
     if !understood {
         tracing::warn!(level, "unknown log level, using info");
@@ -112,9 +108,9 @@ fn says_info() -> bool {
     LevelFilter::current() >= LevelFilter::INFO
 }
 
-/// Log lines dropped so far because standard output was not read fast enough.
+/// Log lines lost so far: standard output was not read fast enough, or not at all.
 pub fn dropped_lines() -> u64 {
-    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+    LINES.get().map_or(0, Lines::dropped)
 }
 
 /// What is logged at `level`, of us and of others.
@@ -192,20 +188,20 @@ pub struct StreamEnd<'a> {
 /// Writes the one line that every ended stream gets.
 pub fn stream_end(end: &StreamEnd<'_>) {
     match DIRECT.get() {
-        Some(queue) if says_info() => directly(queue, end),
+        Some(lines) if says_info() => directly(lines, end),
         Some(_) => {}
         None => by_tracing(end),
     }
 }
 
-fn directly(queue: &NonBlocking, end: &StreamEnd<'_>) {
+fn directly(lines: &'static Lines, end: &StreamEnd<'_>) {
     thread_local! {
-        static PEN: RefCell<Option<Pen<NonBlocking>>> = const { RefCell::new(None) };
+        static PEN: RefCell<Option<Pen<&'static Lines>>> = const { RefCell::new(None) };
     }
-    let pen = || Pen::new(queue.clone());
-    let kept = PEN.try_with(|kept| kept.borrow_mut().get_or_insert_with(pen).write(end));
-    // A thread that ends has no pen any more. The queue itself never fails: it drops and counts.
-    let _ = kept.unwrap_or_else(|_| pen().write(end));
+    let kept =
+        PEN.try_with(|kept| kept.borrow_mut().get_or_insert_with(|| Pen::new(lines)).write(end));
+    // A thread that ends has no pen any more. Handing over never fails: it drops and counts.
+    let _ = kept.unwrap_or_else(|_| Pen::new(lines).write(end));
 }
 
 /// The same line by way of `tracing`: as text for people, or where [`init`] was not called.

@@ -213,7 +213,7 @@ table! {
     ConfigReloads = "tidegate_config_reloads_total", Kind::Counter, ["result"],
         "Configuration reloads, by outcome.";
     LogLinesDropped = "tidegate_log_lines_dropped_total", Kind::Counter, [],
-        "Log lines dropped because standard output was not read fast enough.";
+        "Log lines lost because standard output was not read fast enough, or not at all.";
     BuildInfo = "tidegate_build_info", Kind::Gauge, ["version", "profile", "arch"],
         "Always 1; its labels say what is running.";
 }
