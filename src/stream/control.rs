@@ -298,7 +298,7 @@ impl Control {
     /// Whether the source is not to be asked while `bytes` bytes wait for the client: there are as
     /// many as may be, or some, and the process is out of memory for more.
     pub fn enough(&self, bytes: usize) -> bool {
-        bytes >= self.backlog as usize || bytes > 0 && self.ground.memory.excess() > 0
+        bytes > 0 && (bytes >= self.backlog as usize || self.ground.memory.excess() > 0)
     }
 
     /// How much may be read at once while `bytes` bytes wait for the client, so that they become no more

@@ -313,7 +313,7 @@ impl Stream {
 
     /// Bytes are about to be put out: from here on they count as on their way.
     fn giving(&self) {
-        self.life.control().io().read(self.life.ground().clock.now());
+        self.life.io().read(self.life.ground().clock.now());
     }
 
     /// So many bytes were put out.
@@ -365,7 +365,7 @@ impl Stream {
             self.fail(self.life.rules().timed_out(kind));
             return Poll::Pending;
         }
-        let heartbeat = self.heartbeat_at();
+        let heartbeat = self.heartbeat_at(now);
         if let (Some(at), Some(tracker)) = (heartbeat, self.tracker.as_mut())
             && now >= at
         {
@@ -378,15 +378,16 @@ impl Stream {
         Poll::Pending
     }
 
-    /// When a heartbeat would be due, if one may be.
-    fn heartbeat_at(&self) -> Option<Tick> {
-        let tracker = self.tracker.as_ref()?;
-        self.deadlines.heartbeat(self.life.rules(), tracker, self.life.control().lagging())
+    /// When a heartbeat would be due, if one may be. One that is due by `now` is not for a client that
+    /// does not even take what it was sent; when it does, it is asked again.
+    fn heartbeat_at(&self, now: Tick) -> Option<Tick> {
+        let due = self.deadlines.heartbeat(self.life.rules(), self.tracker.as_ref()?)?;
+        (now < due || !self.life.control().lagging()).then_some(due)
     }
 
     /// The next limit that will be reached if nothing comes.
     fn deadline(&self) -> (Tick, Kind) {
-        self.deadlines.limit(self.life.rules(), self.tracker.as_ref(), self.life.asked())
+        self.deadlines.limit(self.life.rules(), self.tracker.as_ref(), || self.life.asked())
     }
 
     fn end_of_source(&mut self) {

@@ -35,29 +35,31 @@ impl Deadlines {
     }
 
     /// The next limit that will be reached if nothing comes, and which. `tracker` is there for a
-    /// stream of events; `asked` is from when on its first event is waited for.
-    pub fn limit(&self, rules: &Rules, tracker: Option<&Tracker>, asked: Tick) -> (Tick, Kind) {
+    /// stream of events; `asked` tells from when on its first event is waited for.
+    pub fn limit(
+        &self,
+        rules: &Rules,
+        tracker: Option<&Tracker>,
+        asked: impl FnOnce() -> Tick,
+    ) -> (Tick, Kind) {
         let total = self.started.after(rules.total);
         let (quiet, kind) = match tracker {
             Some(tracker) if tracker.completed() => {
                 (self.last_in.after(limits::AFTER_TERMINAL), Kind::Idle)
             }
             Some(tracker) if tracker.events() == 0 => {
-                (asked.after(rules.first_byte), Kind::FirstByte)
+                (asked().after(rules.first_byte), Kind::FirstByte)
             }
             _ => (self.last_in.after(rules.idle), Kind::Idle),
         };
         if total < quiet { (total, Kind::Total) } else { (quiet, kind) }
     }
 
-    /// When a heartbeat would be due; `None` inside an event, after the terminal mark, or towards
-    /// a client that does not even take what it was sent.
-    pub fn heartbeat(&self, rules: &Rules, tracker: &Tracker, lagging: bool) -> Option<Tick> {
+    /// When a heartbeat would be due; `None` inside an event and after the terminal mark.
+    pub fn heartbeat(&self, rules: &Rules, tracker: &Tracker) -> Option<Tick> {
         let quiet = rules.heartbeat?;
-        let may = rules.style != HeartbeatStyle::Off
-            && tracker.at_boundary()
-            && !tracker.completed()
-            && !lagging;
+        let may =
+            rules.style != HeartbeatStyle::Off && tracker.at_boundary() && !tracker.completed();
         may.then(|| self.last_out.after(quiet))
     }
 }

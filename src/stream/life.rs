@@ -12,13 +12,14 @@ use slab::Slab;
 use crate::admission::held::Held;
 use crate::clock::Moment;
 use crate::error::Kind;
-use crate::stream::control::Control;
+use crate::stream::control::{Control, IoState};
 use crate::stream::ground::{Ground, Rules};
 use crate::stream::meter::Meter;
-use crate::stream::usage::Usage;
+use crate::stream::usage::{Looks, Usage};
 use crate::telemetry::cells::{Cells, Direction, Path, Reason, Side};
 use crate::telemetry::log::{self, StreamEnd};
 use crate::upstream::upload::UploadState;
+use crate::wire::usage::may_tell;
 use crate::wire::wheel::Tick;
 
 /// A route, and where its requests may go: what a stream's log line, `/streams` and metrics tell.
@@ -59,20 +60,24 @@ impl Place {
 #[derive(Default)]
 pub struct Live(RefCell<Slab<Rc<Row>>>);
 
-/// What others may see of a live stream.
+/// What others may see of a live stream. What every chunk touches stands together: with many streams
+/// each line of memory is fetched anew for each chunk (`make price`, the row of many streams).
+#[repr(C)]
 pub struct Row {
-    /// The gateway's request id.
-    pub id: Box<str>,
     /// Its route.
     pub place: Rc<Place>,
-    /// When it was admitted.
-    pub started: Moment,
     /// Bytes given to the client.
     pub bytes: Cell<u64>,
     /// When the upstream last sent something.
     pub active: Cell<Moment>,
+    /// The control's, for who has no other wish to it.
+    io: Rc<IoState>,
     /// Its line to the client's connection.
     pub control: Rc<Control>,
+    /// When it was admitted.
+    pub started: Moment,
+    /// The gateway's request id.
+    pub id: Box<str>,
 }
 
 impl Row {
@@ -139,6 +144,10 @@ pub struct Life {
     key: u32,
     status: u16,
     reason: Option<Reason>,
+    /// Of the answer's next piece, for the sake of [`Notes::usage`].
+    looks: Looks,
+    /// The slot of the metrics of the upstream that sends, once it has sent an event: then it stays.
+    upstream: u16,
     /// When the request's body had wholly gone on.
     asked: Tick,
     /// Timing and counts.
@@ -151,12 +160,13 @@ impl Life {
         let Birth { ground, held, place, id, trace_id, control } = birth;
         let now = ground.clock.now();
         let row = Rc::new(Row {
-            id: id.into(),
             place,
-            started: now,
             bytes: Cell::new(0),
             active: Cell::new(now),
+            io: control.io().clone(),
             control,
+            started: now,
+            id: id.into(),
         });
         ground.cells.route(row.target().route_index).streams_live.add(1);
         let key = ground.live.0.borrow_mut().insert(row.clone());
@@ -173,6 +183,8 @@ impl Life {
             key: u32::try_from(key).expect("permits keep streams far below 2^32"),
             status: 499,
             reason: None,
+            looks: Looks::Never,
+            upstream: 0,
             asked: Tick(now.ticks()),
             meter: Meter::default(),
         }
@@ -193,6 +205,11 @@ impl Life {
         &self.row.control
     }
 
+    /// What the client's connection does.
+    pub fn io(&self) -> &IoState {
+        &self.row.io
+    }
+
     /// The limits and habits of its route's streams.
     pub fn rules(&self) -> &Rules {
         &self.row.place.rules
@@ -206,17 +223,27 @@ impl Life {
     /// What its answer takes is to be read.
     pub fn uses(&mut self, usage: Usage) {
         self.notes.usage = Some(Box::new(usage));
+        self.looks = Looks::Always;
     }
 
     /// What its answer takes, if that is read.
     pub fn usage(&mut self) -> Option<&mut Usage> {
-        self.notes.usage.as_deref_mut()
+        let usage = self.notes.usage.as_deref_mut()?;
+        // Whatever is done with it now: it is asked again with the next piece.
+        self.looks = Looks::Always;
+        Some(usage)
     }
 
     /// The upstream's answer went on with `bytes`.
     pub fn reads(&mut self, bytes: &[u8]) {
-        if let Some(usage) = self.usage() {
+        let sees = match self.looks {
+            Looks::Never => false,
+            Looks::IfItTells => may_tell(bytes),
+            Looks::Always => true,
+        };
+        if sees && let Some(usage) = self.notes.usage.as_deref_mut() {
             usage.reads(bytes);
+            self.looks = usage.looks();
         }
     }
 
@@ -242,7 +269,8 @@ impl Life {
 
     /// What goes on to the client in place of `bytes`; `None`: they do.
     pub fn instead(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        self.usage()?.instead(bytes)
+        // Whoever withholds something looks at all there is.
+        if self.looks == Looks::Always { self.usage()?.instead(bytes) } else { None }
     }
 
     /// What has been withheld from the client for the time being: the beginning of an event.
@@ -317,20 +345,23 @@ impl Life {
     pub fn received(&mut self, bytes: usize, events: u32, now: Moment) {
         self.row.active.set(now);
         let cells = &self.ground.cells;
-        let upstream = cells.upstream(self.row.target().upstream_index);
         cells.bytes(Direction::In, Side::Upstream).add(bytes as u64);
-        let first = self.meter.first().is_none();
-        let interval = self.meter.events(events, now);
+        if events == 0 {
+            return;
+        }
+        if self.meter.first().is_none() {
+            let target = self.row.target();
+            self.upstream = u16::try_from(target.upstream_index).expect("upstreams are few");
+            cells.route(target.route_index).ttfb.observe(now.since(self.row.started));
+        }
+        let upstream = cells.upstream(self.upstream.into());
         upstream.events.add(u64::from(events));
-        if let Some(interval) = interval {
+        if let Some(interval) = self.meter.events(events, now) {
             upstream.chunk_interval.observe(interval);
             // Events that came in one piece have no time between them.
             for _ in 1..events {
                 upstream.chunk_interval.observe(std::time::Duration::ZERO);
             }
-        } else if events > 0 && first {
-            let ttfb = now.since(self.row.started);
-            cells.route(self.row.target().route_index).ttfb.observe(ttfb);
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Relay<Io> {
     fresh: bool,
     /// The head says that the connection goes on.
     keep_alive: bool,
+    /// The control knows of something that waits for the client, or may.
+    noted: bool,
 }
 
 /// The way to the client.
@@ -81,7 +83,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         let backlog = Some(Box::new(Backlog { bytes: head, taken: 0 }));
         let line = Line { io, backlog, unflushed: false, broken: false };
         let pipelined = (!read.is_empty()).then(|| Box::new(read.to_vec()));
-        Relay { line, stream, pipelined, ended: None, fresh: true, keep_alive }
+        Relay { line, stream, pipelined, ended: None, fresh: true, keep_alive, noted: true }
     }
 
     /// The connection, and what the client sent behind its request. The stream is left, if it has not
@@ -110,6 +112,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Relay<Io> {
         if self.ended == Some(End::Clean) && self.line.is_clear() {
             return Poll::Ready(Verdict::Complete { keep_alive: self.keep_alive });
         }
+        let rests = self.ended.is_none() && self.line.is_clear();
+        if rests && !self.noted {
+            return Poll::Pending;
+        }
+        self.noted = !rests;
         let (held, control) = (self.line.held(), self.stream.control());
         control.waits(held, true);
         let unread = if control.enough(held) { self.stream.unread() } else { 0 };

@@ -25,6 +25,18 @@ pub struct Usage {
     chunk: Option<Box<UsageChunk>>,
 }
 
+/// Which pieces of an answer have to be seen: kept where each chunk is at work anyhow, so that the many
+/// that tell nothing do not touch memory that lies elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looks {
+    /// None.
+    Never,
+    /// One that [may tell](may_tell) something by itself.
+    IfItTells,
+    /// The next, whatever it is.
+    Always,
+}
+
 /// What is known of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -73,6 +85,19 @@ impl Usage {
     pub fn reads(&mut self, bytes: &[u8]) {
         if self.answer != Answer::Encoded {
             self.scan.feed(bytes);
+        }
+    }
+
+    /// What of the answer's next piece it has to see.
+    pub(super) fn looks(&self) -> Looks {
+        if self.chunk.is_some() {
+            Looks::Always
+        } else if self.answer == Answer::Encoded {
+            Looks::Never
+        } else if self.scan.is_clear() {
+            Looks::IfItTells
+        } else {
+            Looks::Always
         }
     }
 

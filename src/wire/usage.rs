@@ -5,7 +5,7 @@
 //! quotes in its text has its quotation marks escaped and is not found. Refuses: to parse, to
 //! allocate, to guess: an answer without such a number has no usage.
 //! Cost: one `memmem` over the bytes (`make bench`, "usage scan"), and 52 bytes kept for as long as the
-//! stream lives.
+//! stream lives, which need not be touched while events come whole and tell nothing ([`may_tell`]).
 
 pub mod ask;
 pub mod chunk;
@@ -54,6 +54,17 @@ pub struct UsageScan {
     before: [u8; REACH],
 }
 
+/// Whether a piece of an answer may tell something, alone or together with what follows, given that
+/// what came before it leaves nothing open ([`UsageScan::is_clear`]).
+pub fn may_tell(bytes: &[u8]) -> bool {
+    !ends_event(bytes) || FINDER.find(bytes).is_some()
+}
+
+/// Whether `bytes` end in an empty line, behind which no key or number goes on.
+fn ends_event(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\n\n") || bytes.ends_with(b"\n\r\n")
+}
+
 /// A number's place.
 #[derive(Clone, Copy)]
 enum Which {
@@ -78,7 +89,9 @@ impl UsageScan {
         seam[held..held + more].copy_from_slice(&bytes[..more]);
         self.search(&seam[..held + more]);
         self.search(bytes);
-        if bytes.len() >= REACH {
+        if ends_event(bytes) {
+            self.held = 0;
+        } else if bytes.len() >= REACH {
             self.before.copy_from_slice(&bytes[bytes.len() - REACH..]);
             self.held = REACH as u8;
         } else {
@@ -86,6 +99,11 @@ impl UsageScan {
             self.before[..kept].copy_from_slice(&seam[held + more - kept..held + more]);
             self.held = kept as u8;
         }
+    }
+
+    /// Whether what has passed leaves nothing open: no key or number can go on.
+    pub fn is_clear(&self) -> bool {
+        self.held == 0
     }
 
     /// What was told so far.
@@ -118,7 +136,7 @@ impl UsageScan {
 
 /// The whole number behind a key; what ends it must have been seen.
 fn number(rest: &[u8]) -> Option<u32> {
-    let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let rest = after_space(after_space(rest)?.strip_prefix(b":")?)?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let after = rest.get(digits)?;
     if digits == 0 || matches!(after, b'.' | b'e' | b'E') {
@@ -127,8 +145,18 @@ fn number(rest: &[u8]) -> Option<u32> {
     std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
+/// What follows white space; `None` behind an empty line, where another event begins.
+fn after_space(bytes: &[u8]) -> Option<&[u8]> {
+    let rest = bytes.trim_ascii_start();
+    let space = &bytes[..bytes.len() - rest.len()];
+    let ends = (1..=space.len()).any(|end| ends_event(&space[..end]));
+    (!ends).then_some(rest)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const OPENAI: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\
@@ -160,6 +188,61 @@ mod tests {
                 let pieces: Vec<_> = bytes.chunks(size).collect();
                 assert_eq!(total(&pieces), Some(tokens), "pieces of {size}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_that_may_not_tell_need_not_be_seen(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    4 => Just("\"total_tokens\"".to_owned()),
+                    2 => Just("\"input_tokens\"".to_owned()),
+                    4 => Just(":".to_owned()),
+                    4 => "[0-9]{1,3}",
+                    8 => "[ ,\n]",
+                    2 => Just("\r\n".to_owned()),
+                    3 => Just("\n\n".to_owned()),
+                    2 => Just("\r\n\r\n".to_owned()),
+                    1 => Just("data: {}".to_owned()),
+                ],
+                0..40,
+            ),
+            sizes in proptest::collection::vec(1..60usize, 1..20),
+        ) {
+            let text = parts.concat();
+            let mut rest = text.as_bytes();
+            let (mut all, mut some, mut whole) =
+                (UsageScan::default(), UsageScan::default(), UsageScan::default());
+            whole.feed(rest);
+            for size in sizes.iter().cycle() {
+                let (piece, after) = rest.split_at((*size).min(rest.len()));
+                all.feed(piece);
+                if !some.is_clear() || may_tell(piece) {
+                    some.feed(piece);
+                }
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(all.told(), some.told());
+            prop_assert_eq!(all.told(), whole.told());
+        }
+    }
+
+    #[test]
+    fn a_usual_event_is_not_seen() {
+        for event in ["data: {\"choices\":[]}\n\n", "event: a\r\ndata: {}\r\n\r\n"] {
+            assert!(!may_tell(event.as_bytes()), "{event:?}");
+            let mut scan = UsageScan::default();
+            scan.feed(b"data: {\"a\":");
+            assert!(!scan.is_clear());
+            scan.feed(event.as_bytes());
+            assert!(scan.is_clear(), "{event:?}");
+        }
+        for event in ["data: {}\n", "data: {\"total_tokens\":1}\n\n"] {
+            assert!(may_tell(event.as_bytes()), "{event:?}");
         }
     }
 
