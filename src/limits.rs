@@ -46,6 +46,9 @@ pub const PIECE: usize = 16 * 1024;
 pub const PIECE_SHARED: usize = 8 * 1024;
 /// A worker's read buffer, bytes: the most that is read of one stream before the next has its turn.
 pub const SCRATCH: usize = 64 * 1024;
+/// Bytes of that buffer that nothing is read into, at each of its ends: room for the framing of what
+/// goes on, so that it is written in one piece. A chunk's size line has at most 18 bytes.
+pub const SCRATCH_MARGIN: usize = 32;
 /// Pause between a flushed error event and the cut, so that slow readers see the event
 /// (Node's fetch drops what is not yet consumed when the connection breaks).
 pub const CUT_LINGER: Duration = Duration::from_millis(250);

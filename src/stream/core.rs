@@ -10,6 +10,7 @@
 //! the error event, if any, still comes out. Cost per chunk: one look at the bytes, one clock
 //! read, a few `Cell` stores; the wheel is touched by storing a deadline.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -18,7 +19,7 @@ use bytes::Bytes;
 
 use crate::config::Family;
 use crate::error::{Failure, Kind};
-use crate::limits;
+use crate::limits::{self, SCRATCH_MARGIN as MARGIN};
 use crate::stream::control::Control;
 use crate::stream::deadline::Deadlines;
 use crate::stream::life::Life;
@@ -38,6 +39,11 @@ pub(in crate::stream) mod tests;
 pub trait Out {
     /// Bytes that are valid during the call only.
     fn put(&mut self, bytes: &[u8]);
+
+    /// The same for those at `range` of `buffer`, in which everything around them may be written over.
+    fn put_within(&mut self, buffer: &mut [u8], range: Range<usize>) {
+        self.put(&buffer[range]);
+    }
 
     /// How many bytes it has room for; what comes in pieces of its own may be more.
     fn room(&self) -> usize {
@@ -238,10 +244,7 @@ impl Stream {
             }
             let ground = self.life.ground().clone();
             let room = out.room();
-            let pulled = ground.scratch.lend(|scratch| {
-                let room = room.min(scratch.len());
-                self.pull(cx, &mut scratch[..room], out)
-            });
+            let pulled = ground.scratch.lend(|scratch| self.pull(cx, scratch, room, out));
             match pulled {
                 Poll::Ready(true) => return Poll::Ready(Fill::Data),
                 Poll::Ready(false) => {}
@@ -257,9 +260,16 @@ impl Stream {
         }
     }
 
-    /// One step of the source; whether something was put out.
-    fn pull(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], out: &mut impl Out) -> Poll<bool> {
-        match std::task::ready!(self.source.poll_data(cx, scratch)) {
+    /// One step of the source, of at most `room` bytes; whether something was put out.
+    fn pull(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        room: usize,
+        out: &mut impl Out,
+    ) -> Poll<bool> {
+        let room = room.min(scratch.len() - 2 * MARGIN);
+        match std::task::ready!(self.source.poll_data(cx, &mut scratch[MARGIN..][..room])) {
             Some(Ok(data)) => {
                 let put = self.pass(data, scratch, out);
                 if matches!(self.phase, Phase::Flow) && self.source.over() {
@@ -274,17 +284,19 @@ impl Stream {
         Poll::Ready(false)
     }
 
-    /// Passes on what came from upstream, tracked; whether something was put out.
-    fn pass(&mut self, data: Data, scratch: &[u8], out: &mut impl Out) -> bool {
-        let fed = self.track(data.bytes(scratch));
+    /// Passes on what came from upstream, tracked; whether something was put out. It lies within the
+    /// margins of `scratch`, if there.
+    fn pass(&mut self, data: Data, scratch: &mut [u8], out: &mut impl Out) -> bool {
+        let within = &scratch[MARGIN..];
+        let fed = self.track(data.bytes(within));
         if fed.too_long || !fed.replay.is_empty() {
-            self.keep(data.into_bytes(scratch), &fed);
+            self.keep(data.into_bytes(within), &fed);
             if fed.too_long {
                 self.fail(self.life.rules().event_too_long());
             }
             return false;
         }
-        if let Some(instead) = self.instead(&data.bytes(scratch)[fed.skip..]) {
+        if let Some(instead) = self.instead(&data.bytes(within)[fed.skip..]) {
             self.ahead.push(instead.into());
             return false;
         }
@@ -293,10 +305,10 @@ impl Stream {
                 self.put(bytes.slice(fed.skip..), out);
             }
             Data::Here(range) if fed.skip < range.len() => {
-                let bytes = &scratch[range.start + fed.skip..range.end];
+                let (start, end) = (MARGIN + range.start + fed.skip, MARGIN + range.end);
                 self.giving();
-                out.put(bytes);
-                self.gave(bytes.len());
+                out.put_within(scratch, start..end);
+                self.gave(end - start);
             }
             _ => return false,
         }

@@ -10,6 +10,7 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
@@ -23,8 +24,10 @@ use crate::stream::core::{End, Fill, Out, Stream};
 mod tests;
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+const CRLF: &[u8] = b"\r\n";
 /// Hexadecimal digits of the largest chunk written, and CRLF.
 const SIZE_LINE: usize = 18;
+const _: () = assert!(SIZE_LINE <= limits::SCRATCH_MARGIN);
 /// Reads of a stream before others get their turn.
 const TURNS: usize = 16;
 
@@ -250,23 +253,42 @@ impl<Io: AsyncWrite + Unpin> Out for Chunks<'_, Io> {
     fn put(&mut self, bytes: &[u8]) {
         let mut line = [0; SIZE_LINE];
         let size = size_line(bytes.len(), &mut line);
-        let pieces = [IoSlice::new(size), IoSlice::new(bytes), IoSlice::new(b"\r\n")];
-        let whole = size.len() + bytes.len() + 2;
+        self.write(&[IoSlice::new(size), IoSlice::new(bytes), IoSlice::new(CRLF)]);
+    }
+
+    /// In one piece: gathering three costs the kernel more than the size line costs us.
+    fn put_within(&mut self, buffer: &mut [u8], Range { start, end }: Range<usize>) {
+        let mut line = [0; SIZE_LINE];
+        let size = size_line(end - start, &mut line);
+        let from = start - size.len();
+        buffer[from..start].copy_from_slice(size);
+        buffer[end..end + CRLF.len()].copy_from_slice(CRLF);
+        self.write(&[IoSlice::new(&buffer[from..end + CRLF.len()])]);
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> Chunks<'_, Io> {
+    fn write(&mut self, pieces: &[IoSlice<'_>]) {
         // A connection that has not flushed what it took (TLS) gets no more: its buffer has no
         // bound of ours.
         if self.fresh || !self.line.is_clear() || self.line.broken {
-            return self.line.keep(&pieces, 0);
+            return self.line.keep(pieces, 0);
         }
         let mut cx = Context::from_waker(self.waker);
-        match Pin::new(&mut self.line.io).poll_write_vectored(&mut cx, &pieces) {
+        let io = Pin::new(&mut self.line.io);
+        let polled = match pieces {
+            [whole] => io.poll_write(&mut cx, whole),
+            pieces => io.poll_write_vectored(&mut cx, pieces),
+        };
+        match polled {
             Poll::Ready(Ok(taken)) => {
                 self.line.unflushed = true;
-                if taken < whole {
-                    self.line.keep(&pieces, taken);
+                if taken < pieces.iter().map(|piece| piece.len()).sum() {
+                    self.line.keep(pieces, taken);
                 }
             }
             Poll::Ready(Err(_)) => self.line.broken = true,
-            Poll::Pending => self.line.keep(&pieces, 0),
+            Poll::Pending => self.line.keep(pieces, 0),
         }
     }
 }
