@@ -8,6 +8,7 @@
 //! charged to the memory budget. A body that is too large or whose client is too slow ([`pace`])
 //! fails, and what an upstream has seen of it until then breaks off.
 
+mod ahead;
 mod pace;
 mod splice;
 
@@ -28,6 +29,7 @@ use hyper::body::Incoming;
 use crate::admission::budget::{Budget, Charge};
 use crate::error::{Failure, Kind, Limit};
 use crate::limits;
+use crate::upstream::upload::ahead::Ahead;
 use crate::upstream::upload::pace::Pace;
 use crate::wire::scan::{Found, Scanner};
 use crate::wire::wheel::{Tick, Timer, Wheel};
@@ -408,48 +410,6 @@ fn no_room(budget: &Budget) -> Failure {
         budget.max()
     );
     Failure::limited(Limit::Memory, limits::MEMORY_WAIT, text)
-}
-
-/// The beginning of a body while it is collected, in one block, so that what is charged is what is
-/// held: small pieces would each keep a whole read buffer of the client's connection.
-#[derive(Default)]
-struct Ahead {
-    /// A body that came whole in one piece is not copied.
-    whole: Bytes,
-    pieces: Vec<u8>,
-}
-
-impl Ahead {
-    fn len(&self) -> usize {
-        self.whole.len() + self.pieces.len()
-    }
-
-    /// Adds `bytes`; they are all of the body, alone in a buffer, if `whole`. Grows towards `most`.
-    /// False if the budget is used up: what was charged then is beyond it.
-    fn collect(&mut self, bytes: Bytes, whole: bool, most: usize, charge: &mut Charge) -> bool {
-        if whole && self.pieces.is_empty() {
-            let fits = charge.try_grow(bytes.len());
-            self.whole = bytes;
-            return fits;
-        }
-        let (had, needed) = (self.pieces.capacity(), self.pieces.len() + bytes.len());
-        let mut fits = true;
-        if needed > had {
-            let doubled = needed.max((had * 2).min(most));
-            // With a full budget it grows by what is there already, and no more.
-            fits = charge.try_grow(doubled - had);
-            let wanted = if fits { doubled } else { needed };
-            self.pieces.reserve_exact(wanted - self.pieces.len());
-            charge.set(self.pieces.capacity());
-        }
-        self.pieces.extend_from_slice(&bytes);
-        fits
-    }
-
-    fn into_bytes(self) -> Option<Bytes> {
-        let all = if self.pieces.is_empty() { self.whole } else { self.pieces.into() };
-        (!all.is_empty()).then_some(all)
-    }
 }
 
 #[cfg(test)]

@@ -6,24 +6,9 @@ use std::time::Duration;
 use tidegate::sim::{Behaviour, Framing, Kind, LineEnd, Options, expected_body};
 
 use super::crowd::{CROWD, Crowd, again, warm_up};
-use super::stage::events::{code_of, error_code};
-use super::stage::{Answer, End, Http, PATIENCE, Setup, Stage};
-
-/// What the client gets.
-#[derive(Clone, Copy, Debug)]
-enum Sees {
-    /// 200, the whole stream byte for byte, a clean end.
-    Whole,
-    /// 200, what the upstream sent before the fault, one error event with this code, the cut.
-    Broken(&'static str),
-    /// 200, what the upstream sent, its own error event being the last, no second one, the cut.
-    OwnError,
-    /// No stream: this status and a JSON error with this code.
-    Status(u16, &'static str),
-    /// The upstream's answer as it is: this status and a body with this in it.
-    Passed(u16, &'static str),
-}
-use Sees::{Broken, OwnError, Passed, Status, Whole};
+use super::stage::events::error_code;
+use super::stage::sees::Sees::{self, Broken, OwnError, Passed, Status, Whole};
+use super::stage::{End, Http, PATIENCE, Setup, Stage};
 
 /// One fault: what the upstream does, and what comes of it.
 struct Row {
@@ -107,35 +92,6 @@ fn sent(row: &Row, id: u64) -> Vec<u8> {
     expected_body(&behaviour, Kind::Chat, id, "tide-1", false)
 }
 
-fn check(what: &str, sees: Sees, sent: &[u8], answer: &Answer) {
-    let what = format!("{what}: {} {}", answer.status, answer.text());
-    match sees {
-        Whole => {
-            assert_eq!(answer.body, sent, "{what}");
-            assert_eq!((answer.status, &answer.end), (200, &End::Clean), "{what}");
-        }
-        Broken(code) => {
-            let tail = answer.body.strip_prefix(sent);
-            let tail = tail.unwrap_or_else(|| panic!("not all that was sent: {what}"));
-            assert_eq!(error_code(tail).as_deref(), Some(code), "{what}");
-            assert_eq!((answer.status, &answer.end), (200, &End::Cut), "{what}");
-        }
-        OwnError => {
-            assert_eq!(answer.body, sent, "{what}");
-            assert_eq!((answer.status, &answer.end), (200, &End::Cut), "{what}");
-        }
-        Status(status, code) => {
-            assert_eq!((answer.status, &answer.end), (status, &End::Clean), "{what}");
-            assert_eq!(answer.header("content-type"), Some("application/json"), "{what}");
-            assert_eq!(code_of(&answer.text()).as_deref(), Some(code), "{what}");
-        }
-        Passed(status, words) => {
-            assert_eq!((answer.status, &answer.end), (status, &End::Clean), "{what}");
-            assert!(answer.text().contains(words), "{what}");
-        }
-    }
-}
-
 async fn strike(row: &Row, upstream_h2: bool) {
     let what = format!("{} {:?} upstream h2 {upstream_h2}", row.fault, row.fields);
     let quick = ["stall", "stall-head"].contains(&row.fault);
@@ -157,8 +113,8 @@ async fn strike(row: &Row, upstream_h2: bool) {
     to_h2.push(("sim-stream", "2"));
     let (h1, h2) = tokio::join!(h1.stream(&to_h1), h2.stream(&to_h2));
     let (sees, reason) = if upstream_h2 { row.h2 } else { row.h1 };
-    check(&format!("{what}, h1 client"), sees, &sent(row, 1), &h1);
-    check(&format!("{what}, h2 client"), sees, &sent(row, 2), &h2);
+    sees.check(&format!("{what}, h1 client"), &sent(row, 1), &h1);
+    sees.check(&format!("{what}, h2 client"), &sent(row, 2), &h2);
     crowd.arrives(&what).await;
 
     let all = CROWD as f64 + 3.0;
@@ -212,7 +168,7 @@ async fn a_lost_connection_ends_the_streams_on_it_with_an_error_and_no_others() 
             ("sim-stream", "1"),
         ];
         let answer = client.stream(&fields).await;
-        check(&what, conn.h1.0, &sent(&conn, 1), &answer);
+        conn.h1.0.check(&what, &sent(&conn, 1), &answer);
         let told = crowd.arrives_or_is_told(&what).await;
         // Only the siblings on the lost connection, of which there are some over HTTP/2.
         let siblings = if upstream_h2 { 1..EACH } else { 0..1 };
@@ -237,7 +193,7 @@ async fn an_upstream_that_is_slow_to_accept_only_takes_longer() {
         let crowd = Crowd::start(&stage).await;
         let fields = [("sim-clock", "off"), ("sim-count", EVENTS), ("sim-stream", "1")];
         let answer = again(&crowd.shared).stream(&fields).await;
-        check("slow accept", Whole, &sent(&plain, 1), &answer);
+        Whole.check("slow accept", &sent(&plain, 1), &answer);
         crowd.arrives("slow accept").await;
     }
 }

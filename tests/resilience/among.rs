@@ -9,24 +9,8 @@ use tokio::task::JoinSet;
 
 use crate::scene::{AMONG, Scene};
 use crate::stage::client::{CHAT, STREAM};
-use crate::stage::events::{code_of, error_code};
-use crate::stage::{Answer, End, Http};
-
-/// What the client gets.
-#[derive(Clone, Copy, Debug)]
-enum Sees {
-    /// The whole stream and a clean end.
-    Whole,
-    /// What came before the fault, one error event with this code, the cut.
-    Broken(&'static str),
-    /// What came, the upstream's own error event last, the cut.
-    OwnError,
-    /// A status with an error of this code.
-    Status(u16, &'static str),
-    /// The upstream's answer as it is: this status, this in its body.
-    Passed(u16, &'static str),
-}
-use Sees::{Broken, OwnError, Passed, Status, Whole};
+use crate::stage::sees::Sees::{self, Broken, OwnError, Passed, Status, Whole};
+use crate::stage::{End, Http};
 
 /// What comes of a row.
 #[derive(Clone, Copy)]
@@ -147,34 +131,12 @@ impl Row {
         if self.fields[0].1 == "short-chunk" && !scene.h2 {
             sent.extend_from_slice(b": half a chunk\n");
         }
-        check(&what, met.sees, &sent, &answer);
+        met.sees.check(&what, &sent, &answer);
         let asked = scene.sim.attempts(id);
         assert_eq!(asked, met.asked, "{what}: asked");
         scene.asked_among.fetch_add(asked.into(), Relaxed);
         let counted: Vec<_> = met.counted.iter().map(|series| (*series, 1.0)).collect();
         scene.counts_on(AMONG, &counted);
-    }
-}
-
-fn check(what: &str, sees: Sees, sent: &[u8], answer: &Answer) {
-    let what = format!("{what}: {} {:?} {}", answer.status, answer.end, answer.text());
-    let (status, end) = match sees {
-        Whole => (200, End::Clean),
-        Broken(_) | OwnError => (200, End::Cut),
-        Status(status, _) | Passed(status, _) => (status, End::Clean),
-    };
-    assert_eq!((answer.status, answer.end), (status, end), "{what}");
-    match sees {
-        Whole | OwnError => assert_eq!(answer.body, sent, "{what}"),
-        Broken(code) => {
-            let tail = answer.body.strip_prefix(sent);
-            let tail = tail.unwrap_or_else(|| panic!("not all that was sent: {what}"));
-            assert_eq!(error_code(tail).as_deref(), Some(code), "{what}");
-        }
-        Status(_, code) => {
-            assert_eq!(code_of(&answer.text()).as_deref(), Some(code), "{what}");
-        }
-        Passed(_, words) => assert!(answer.text().contains(words), "{what}"),
     }
 }
 

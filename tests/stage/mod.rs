@@ -9,6 +9,7 @@ pub mod program;
 pub mod random;
 pub mod raw;
 pub mod scrape;
+pub mod sees;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
