@@ -325,3 +325,38 @@ async fn sigterm_drains_and_the_log_has_one_line_per_stream_and_no_secret() {
         assert!(!text.contains("canary"), "a secret was told: {text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_line_tells_who_answered_and_which_attempt_that_was() {
+    let any = || std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let refuses = sim::Behaviour { status: Some(503), ..sim::Behaviour::default() };
+    let options = sim::Options { defaults: refuses, ..sim::Options::default() };
+    let refusing = Sim::start(any(), options).await.expect("an upstream");
+    let (good, url) = upstream().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = format!(
+        "[[upstream]]\nname = \"first\"\nurls = [\"http://{}\"]\n\
+         retry = {{ attempts = 1, statuses = [503] }}\n\
+         breaker = {{ consecutive = 1, open = \"10m\" }}\n\
+         [[upstream]]\nname = \"second\"\nurls = [\"{url}\"]\n\
+         [[route]]\nupstream = [\"first\", \"second\"]\n",
+        refusing.addr()
+    );
+    std::fs::write(file.path(), text).expect("a file");
+    let program = Program::serve(&["--config", file.path().to_str().expect("UTF-8")], None);
+    let mut client = Client::connect(program.listen, Http::H1, None).await;
+    for id in ["both", "breaker"] {
+        let answer = client.ask("POST", CHAT, &[("x-request-id", id)], STREAM).await;
+        assert_eq!((answer.status, answer.end), (200, End::Clean), "{}", answer.text());
+    }
+    drop(client);
+    program.terminate();
+    let ended = program.ended().await;
+    let lines: Vec<Value> = ended.stdout.lines().map(json).collect();
+    for (id, attempt) in [("both", 2), ("breaker", 1)] {
+        let line = lines.iter().find(|line| line["id"] == id).expect("one line each");
+        assert_eq!(line["upstream"], "second", "{line}");
+        assert_eq!(line["attempt"], attempt, "{line}");
+    }
+    assert_eq!((refusing.counts().requests, good.counts().requests), (1, 2));
+}
