@@ -31,7 +31,7 @@ pub struct Usage {
 pub(super) enum Looks {
     /// None.
     Never,
-    /// One that [may tell](may_tell) something by itself.
+    /// One that [may tell](crate::wire::usage::may_tell) something by itself.
     IfItTells,
     /// The next, whatever it is.
     Always,
